@@ -26,8 +26,28 @@ class NodesMismatch(FreeImError):
     """The list of nodes given here differs from the one that the nodes registered in Redis."""
 
 
+class NoNodes(FreeImError):
+    """No node has registered in Redis yet, and the helper was given no list of nodes either."""
+
+
 class NotSerializable(FreeImError, TypeError):
     """A message could not be turned into JSON."""
+
+
+class ConfigError(FreeImError, ValueError):
+    """An option of the node is missing, malformed, out of range, or contradicts another.
+
+    Attributes:
+        fields: The names of the options that the sentence is about, for whoever knows where each value came from.
+    """
+
+    def __init__(self, message: str, *fields: str) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
+class NodeReplaced(FreeImError):
+    """Another process took this node's name; this node has stopped serving."""
 
 
 class CloseCode(IntEnum):

@@ -134,6 +134,8 @@ def check_client_id(value: object, ids: IdKind) -> ClientId:
 
 def parse_client_id(text: str, ids: IdKind) -> ClientId | None:
     """Read a client id as Redis holds it; None for a field that is not one (FreeIM skips such fields too)."""
+    if ids == "int" and ("_" in text or not text.isascii()):
+        return None  # int() reads 1_000 and the digits of other scripts; .NET does not
     try:
         return check_client_id(int(text) if ids == "int" else text, ids)
     except ValueError:
@@ -153,6 +155,28 @@ def owners(client_id: ClientId, nodes: Sequence[str]) -> tuple[str, ...]:
     """
     key = client_id if isinstance(client_id, int) else int(client_id[-4:], 16)
     return (nodes[key % len(nodes)],)
+
+
+def group_by_owner(client_ids: Sequence[ClientId], nodes: Sequence[str]) -> dict[str, Sequence[ClientId]]:
+    """Return `owners` of many clients at once: each node that owns some of them, with those, in the order given.
+
+    A loop of its own rather than a call of `owners` for each client: a message may go to thousands.
+
+    Args:
+        client_ids: Canonical client ids, all of one kind, without duplicates.
+        nodes: The ordered list of nodes, the same in every process.
+    """
+    size = len(nodes)
+    if size == 1:
+        return {nodes[0]: client_ids} if client_ids else {}
+    groups: dict[int, list[ClientId]] = {}
+    for client_id in client_ids:
+        slot = (client_id if isinstance(client_id, int) else int(client_id[-4:], 16)) % size
+        if slot in groups:
+            groups[slot].append(client_id)
+        else:
+            groups[slot] = [client_id]
+    return {nodes[slot]: group for slot, group in groups.items()}
 
 
 def connect_url(node: str, public_url: str | None, path: str, token: str) -> str:

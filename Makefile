@@ -1,0 +1,43 @@
+# Thin names over nox (noxfile.py), which keeps an environment for each job under .venv/nox. The first use of any
+# target sets up all that it needs. ARGS is passed on: make test ARGS="-k presence".
+
+NOX = .venv/bin/nox --session
+MORE = $(if $(ARGS),-- $(ARGS))
+
+.PHONY: help run test lint format docs bench build check-wheel clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+run: .venv/ready  ## Start a node, on a Redis that is found or started, and print a first client's URL
+	@$(NOX) run $(MORE)
+
+test: .venv/ready  ## Build the wheels and test them, on each Python and each Redis that is here
+	@$(NOX) test $(MORE)
+
+lint: .venv/ready  ## Check style, types, stubs and workflows
+	@$(NOX) lint
+
+format: .venv/ready  ## Let ruff write the style that lint asks for
+	@$(NOX) format
+
+docs: .venv/ready  ## Write the pages that are made from the code
+	@$(NOX) docs
+
+bench: .venv/ready
+	@$(NOX) bench $(MORE)
+
+build: .venv/ready  ## Build the sdist, a wheel and the pure wheel into dist/
+	@$(NOX) build
+
+check-wheel: .venv/ready  ## Build, then look at the files as an index and other systems would
+	@$(NOX) check_wheel
+
+clean:  ## Remove everything that the targets above made
+	rm -rf .venv build dist *.egg-info freeim/*.so .mypy_cache .pytest_cache .ruff_cache
+
+.venv/ready: pyproject.toml tools/find-python
+	python=$$(tools/find-python) && "$$python" -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv/bin/python -m pip install --quiet --upgrade --group dev
+	@touch $@

@@ -1,0 +1,124 @@
+# The core's data: what each stage owns and the invariants that hold between calls.
+#
+#   RespStream ──► decode ──► Router ──► Connection.push ──► Fanout.flush ──► send(2)
+#
+# Decoding and routing touch no socket; fan-out touches no Redis. Everything runs on the thread of the event loop.
+
+# Side-effect-only helpers return this instead of None: the caller checks a C int, and no reference is counted.
+cdef enum NoResult:
+    FAILED = -1
+    DONE = 0
+
+cdef enum Kind:
+    DIRECT = 1
+    CHANNEL = 2
+    BROADCAST = 3
+    FORCE_OFFLINE = 4
+
+cdef class Message:
+    cdef:
+        readonly Kind kind
+        readonly bytes sender         # canonical text of the id; b"0" or the empty GUID is the system
+        readonly list receivers       # DIRECT: canonical ids, duplicates kept; FORCE_OFFLINE: the one id
+        readonly bytes channel        # CHANNEL only
+        readonly bytes frame          # the whole WebSocket frame, header included; None where Item3 was null
+        readonly Py_ssize_t header    # bytes of the frame before its payload
+        readonly bint receipt
+        public object members         # CHANNEL without tracking: ids that Redis named, else None
+        long long position            # in the stream of messages of this node
+
+cdef class Client:
+    cdef:
+        readonly bytes id
+        readonly list connections     # those that may still be sent to; held ones included
+        readonly int attached         # all whose presence is not taken out yet: connections, and those closing
+        dict channels                 # name -> Channel; the membership as last read
+        readonly bint reading         # an HKEYS of its channels is under way
+        readonly bint pending         # messages wait in the window: from `since` on, until settle()
+        readonly bint established     # at least one connection's opening has been confirmed
+        readonly bint tracked         # its Client hash was read at least once, so Redis may track the key
+        long long since
+        public object deferred_closes # numbers whose close waits for the read under way, or None
+
+cdef class Channel:
+    cdef:
+        bytes name
+        dict members                  # Client -> None: only clients of this node, each with `self` in its channels
+
+cdef class Connection:
+    cdef:
+        readonly long long number     # never reused within an epoch
+        readonly Client client
+        public str token_json         # the token's JSON, for the Share and the events
+        public object owner           # whoever holds the socket: the handshake, then the terminal
+        readonly object transport     # asyncio transport, from attach() to detach()
+        readonly int fd               # >= 0 only while send(2) on it is allowed: plain TCP, transport open
+        readonly bint held            # before its 101: frames are kept, nothing is sent
+        readonly bint blocked         # the transport has bytes queued: send(2) would overtake them
+        readonly bint closing         # a Close frame is in the queue or beyond; nothing may follow it
+        public bint awaiting_pong
+        public int close_code         # of the Close frame that this node decided on; 0 = none yet
+        bint dirty                    # in Fanout's list of connections to flush
+        bytes first                   # outbox: the first frame, inline since there rarely is another
+        list more                     # outbox: the frames after it
+        Fanout fanout
+
+    cdef NoResult push(self, bytes frame) except NoResult.FAILED
+    cdef NoResult flush(self) except NoResult.FAILED
+    cdef _queue(self, Py_ssize_t size)
+    cdef _broken(self)
+
+cdef class Fanout:
+    cdef:
+        object _call_soon
+        list _dirty                   # connections with an outbox, in the order they got it
+        Py_ssize_t _next              # the first one that this walk has not flushed
+        bint _scheduled
+        double _slice                 # seconds
+        readonly Py_ssize_t queue_limit   # bytes that may wait for one slow receiver
+        char* _scratch                # frames of one connection are joined here for one send(2)
+        Py_ssize_t _scratch_size
+        object _on_too_slow
+        readonly long long writes     # calls of send(2)
+        readonly long long too_slow   # connections cut because their queue was full
+
+    cdef NoResult add(self, Connection connection) except NoResult.FAILED
+    cdef char* scratch(self, Py_ssize_t size) except NULL
+
+cdef class Router:
+    cdef:
+        readonly dict clients         # id -> Client; every client with attached > 0 or reading
+        dict _channels                # name -> Channel; only those with a member here
+        dict _pending                 # Client -> None, ordered by `since`
+        Py_ssize_t _window_bytes
+        readonly Py_ssize_t window_limit
+        readonly long long dropped    # messages that a pending client missed because the window was full
+        object _window                # deque of Message: all from the oldest pending client's `since` on
+        long long _position           # of the next message
+        bint _guid
+        bint _barrier                 # False only in the test that shows what the barrier is for
+        readonly bint tracking        # membership by client and invalidation; else the channel's members per message
+        readonly bytes system
+        object _on_receipt            # (message, receiver, delivered)
+        object _on_reread             # (client): send HKEYS for it, now
+        object _on_force_offline      # (client)
+        readonly long long deliveries
+
+    cdef _drop(self, Client client)
+    cdef _settle(self, Client client)
+    cdef _update_channels(self, Client client, names)
+    cdef NoResult _begin_pending(self, Client client) except NoResult.FAILED
+    cdef NoResult _route(self, Message message) except NoResult.FAILED
+    cdef NoResult _replay(self, Client client) except NoResult.FAILED
+    cdef NoResult _deliver_direct(self, Client client, Message message) except NoResult.FAILED
+    cdef NoResult _deliver(self, Client client, Message message) except NoResult.FAILED
+    cdef NoResult _receipt(self, Message message, bytes receiver, bint delivered) except NoResult.FAILED
+
+cdef class RespStream:
+    cdef:
+        object _reader                # hiredis.Reader
+        object _push_type             # RESP3: hiredis.PushNotification; RESP2: list
+        object _waiting               # deque of callables, or Clients whose HKEYS is under way, in order of sending
+        object _on_push
+        object _on_message            # (payload) for what is published to `_channel`
+        object _on_invalidate         # (list of keys, or None for all)

@@ -1,0 +1,206 @@
+# Stage 4: frames wait in each connection's outbox, and one walk over the connections that have some writes them.
+# All that arrived in one read from Redis leaves in one send(2) per connection.
+
+
+cdef double _now() noexcept:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return t.tv_sec + t.tv_nsec * 1e-9
+
+
+cdef class Connection:
+    """One WebSocket connection, from the moment its opening begins. Its fields are explained in _core.pxd."""
+
+    def __init__(self, Fanout fanout not None, long long number, str token_json not None, owner):
+        self.fanout = fanout
+        self.number = number
+        self.token_json = token_json
+        self.owner = owner
+        self.fd = -1
+        self.held = True
+
+    def attach_transport(self, transport, int fd):
+        """The 101 has been written: frames may flow.
+
+        Args:
+            transport: The asyncio transport. Its write buffer's high-water mark must be 0, so that the owner calls
+                `set_blocked` as soon as bytes are queued.
+            fd: The descriptor for direct sends, or -1 where everything must go through the transport (TLS).
+        """
+        self.transport = transport
+        self.fd = fd
+        self.held = False
+        self.blocked = transport.get_write_buffer_size() > 0
+        if self.first is not None:
+            self.fanout.add(self)
+
+    def detach_transport(self):
+        """The transport is about to close its descriptor; from here on nothing may be sent on it."""
+        self.transport = None
+        self.fd = -1
+        self.closing = True
+        self.first = None
+        self.more = None
+
+    def set_blocked(self, bint blocked):
+        """The transport has bytes queued, or has sent them all."""
+        self.blocked = blocked
+
+    def send_control(self, bytes frame not None):
+        """Queue a ping or a pong behind what is queued already."""
+        self.push(frame)
+
+    def begin_close(self, bytes frame not None, int code):
+        """Queue the Close frame, the last that this connection sends; False if there is one already."""
+        if self.closing:
+            return False
+        self.push(frame)
+        self.closing = True
+        self.close_code = code
+        return True
+
+    def flush_now(self):
+        """Write this connection's outbox without waiting for the walk."""
+        self.flush()
+
+    cdef NoResult push(self, bytes frame) except NoResult.FAILED:
+        if self.closing:
+            return NoResult.DONE
+        if self.first is None:
+            self.first = frame
+            if not self.held:
+                self.fanout.add(self)
+        elif self.more is None:
+            self.more = [frame]
+        else:
+            self.more.append(frame)
+        return NoResult.DONE
+
+    cdef NoResult flush(self) except NoResult.FAILED:
+        cdef:
+            bytes frame
+            const char* data
+            char* out
+            Py_ssize_t size
+            ssize_t sent
+        if self.first is None or self.transport is None:
+            return NoResult.DONE
+        size = PyBytes_GET_SIZE(self.first)
+        if self.more is not None:
+            for frame in self.more:
+                size += PyBytes_GET_SIZE(frame)
+        if self.blocked or self.fd < 0:
+            self._queue(size)
+            return NoResult.DONE
+        if self.more is None:
+            data = PyBytes_AS_STRING(self.first)
+        else:
+            out = self.fanout.scratch(size)
+            data = out
+            memcpy(out, PyBytes_AS_STRING(self.first), PyBytes_GET_SIZE(self.first))
+            out += PyBytes_GET_SIZE(self.first)
+            for frame in self.more:
+                memcpy(out, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+                out += PyBytes_GET_SIZE(frame)
+        self.fanout.writes += 1
+        sent = c_send(self.fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if sent < 0:
+            if errno == EAGAIN or errno == EINTR:
+                sent = 0
+            else:
+                self._broken()
+                return NoResult.DONE
+        if sent < size:
+            # An empty queue takes what is left, whatever its size; from here on the transport is asked first.
+            self.transport.write(PyBytes_FromStringAndSize(data + sent, size - sent))
+        self.first = None
+        self.more = None
+        return NoResult.DONE
+
+    cdef _queue(self, Py_ssize_t size):
+        """Hand the outbox to the transport, within the limit for one receiver."""
+        cdef Py_ssize_t queued = self.transport.get_write_buffer_size()
+        cdef object frames = self.first if self.more is None else b"".join([self.first, *self.more])
+        self.first = None
+        self.more = None
+        if queued and queued + size > self.fanout.queue_limit and not self.closing:
+            self.fanout.too_slow += 1
+            self.fanout._on_too_slow(self)
+            return
+        self.transport.write(frames)
+
+    cdef _broken(self):
+        """The peer has gone: the transport closes, and its owner hears of it."""
+        self.first = None
+        self.more = None
+        self.fd = -1
+        self.transport.abort()
+
+
+cdef class Fanout:
+    """The walk over all connections that have something to send.
+
+    Args:
+        call_soon: The loop's ``call_soon``.
+        on_too_slow: ``(connection)``, called when a receiver's queue would pass `queue_limit`.
+        queue_limit: Bytes that may wait for one receiver; an empty queue takes one outbox of any size.
+        slice_ms: Longest time that one walk keeps the loop, in milliseconds.
+    """
+
+    def __init__(self, call_soon, on_too_slow, Py_ssize_t queue_limit, double slice_ms=5.0):
+        self._call_soon = call_soon
+        self._on_too_slow = on_too_slow
+        self.queue_limit = queue_limit
+        self._slice = slice_ms / 1000
+        self._dirty = []
+        self._scratch = NULL
+
+    def __dealloc__(self):
+        free(self._scratch)
+
+    cdef char* scratch(self, Py_ssize_t size) except NULL:
+        if size > self._scratch_size:
+            free(self._scratch)
+            self._scratch_size = 0
+            self._scratch = <char*>malloc(size)
+            if self._scratch == NULL:
+                raise MemoryError()
+            self._scratch_size = size
+        return self._scratch
+
+    cdef NoResult add(self, Connection connection) except NoResult.FAILED:
+        if not connection.dirty:
+            connection.dirty = True
+            self._dirty.append(connection)
+            if not self._scheduled:
+                self._scheduled = True
+                self._call_soon(self._scheduled_flush)
+        return NoResult.DONE
+
+    def _scheduled_flush(self):
+        self._scheduled = False
+        self.flush()
+
+    def flush(self):
+        """Write what is queued, for at most one slice of time; the rest follows after the loop has looked at Redis."""
+        cdef:
+            Connection connection
+            double end = _now() + self._slice
+        while self._next < len(self._dirty):
+            connection = <Connection>self._dirty[self._next]
+            self._next += 1
+            connection.dirty = False
+            connection.flush()
+            if self._next % 16 == 0 and _now() > end:
+                break
+        if self._next == len(self._dirty):
+            self._dirty.clear()
+            self._next = 0
+            return
+        if self._next > 4096:
+            # Under steady load the list never empties: forget the part that is done.
+            del self._dirty[:self._next]
+            self._next = 0
+        if not self._scheduled:
+            self._scheduled = True
+            self._call_soon(self._scheduled_flush)

@@ -1,0 +1,57 @@
+# Stage 1: the stream of one Redis connection. Replies go to whoever waits, in order; pushes go to the bus.
+
+
+cdef class RespStream:
+    """Split the bytes of one Redis connection into replies and pushes.
+
+    Args:
+        reader: A ``hiredis.Reader`` whose ``notEnoughData`` is `RespStream.NOTHING`.
+        push_type: The type of RESP3 pushes, ``hiredis.PushNotification``; or ``list`` on a RESP2 connection that only
+            ever receives what it is subscribed to.
+        on_message: Called with the payload of each published message.
+        on_invalidate: Called with the list of invalidated keys, or None when Redis forgot what it tracked.
+        on_push: Called with any other push.
+    """
+
+    NOTHING = object()
+
+    def __init__(self, reader, push_type, on_message, on_invalidate, on_push):
+        self._reader = reader
+        self._push_type = push_type
+        self._waiting = deque()
+        self._on_message = on_message
+        self._on_invalidate = on_invalidate
+        self._on_push = on_push
+
+    @property
+    def waiting(self):
+        """The callbacks of commands that have not been answered yet, oldest first."""
+        return self._waiting
+
+    def receive(self, data):
+        """Take in bytes from Redis and hand on all that is complete.
+
+        Raises:
+            hiredis.ProtocolError: The bytes are not RESP; the connection is of no use any more.
+        """
+        cdef:
+            object nothing = RespStream.NOTHING
+            object gets = self._reader.gets
+            object push_type = self._push_type
+            object item
+            object head
+        self._reader.feed(data)
+        while True:
+            item = gets()
+            if item is nothing:
+                return
+            if type(item) is push_type:
+                head = (<list>item)[0]
+                if head == b"message":
+                    self._on_message((<list>item)[2])
+                elif head == b"invalidate":
+                    self._on_invalidate((<list>item)[1])
+                else:
+                    self._on_push(item)
+            else:
+                self._waiting.popleft()(item)

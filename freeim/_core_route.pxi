@@ -1,0 +1,302 @@
+# Stage 3: who is here, and what reaches whom. No socket and no Redis: the router calls back for both.
+
+
+cdef class Client:
+    """A client with connections here. Its fields are explained in _core.pxd."""
+
+    @property
+    def channel_names(self):
+        """The channels of the client as last read, a list of bytes."""
+        return list(self.channels)
+
+
+cdef class Channel:
+    """A channel with members here."""
+
+
+cdef Client _new_client(bytes client_id):
+    cdef Client client = Client.__new__(Client)
+    client.id = client_id
+    client.connections = []
+    client.channels = {}
+    client.since = -1
+    return client
+
+
+cdef inline Py_ssize_t _weight(Message message) except -1:
+    return 200 + (0 if message.frame is None else PyBytes_GET_SIZE(message.frame))
+
+
+cdef class Router:
+    """The tables of clients and channels, and the rules of delivery.
+
+    A client is *pending* from the stream position of its invalidation (or its opening) until its membership has been
+    read; the messages of that time wait in a window and are replayed, in order, for that client alone. Everybody else
+    is served at once.
+
+    Args:
+        system: The canonical text of the system's id.
+        on_receipt: ``(message, receiver, delivered)`` for each receipt that is due.
+        on_reread: ``(client)``: send HKEYS of its Client hash over the reader, now; answer with `members`.
+        on_force_offline: ``(client)``: close all its connections.
+        tracking: Whether membership is read per client and invalidated by Redis; if not, each channel message comes
+            with the channel's members.
+        window_limit: Bytes that may wait for pending clients; what comes beyond is lost for them and counted.
+        barrier: False switches the waiting of pending clients off, to show in a test what it is for.
+    """
+
+    def __init__(self, bytes system not None, on_receipt, on_reread, on_force_offline, *, bint tracking=True,
+                 Py_ssize_t window_limit=268_435_456, bint barrier=True):
+        self.clients = {}
+        self._channels = {}
+        self._pending = {}
+        self._window = deque()
+        self._position = 0
+        self.window_limit = window_limit
+        self._barrier = barrier
+        self.tracking = tracking
+        self.system = system
+        self._on_receipt = on_receipt
+        self._on_reread = on_reread
+        self._on_force_offline = on_force_offline
+
+    @property
+    def window_size(self):
+        """Messages that wait for pending clients."""
+        return len(self._window)
+
+    @property
+    def pending_count(self):
+        """Clients whose membership is being read, or whose first opening is under way."""
+        return len(self._pending)
+
+    # ---- connections come and go
+
+    def attach(self, bytes client_id not None, Connection connection not None):
+        """Enter a connection whose opening begins; it is held until `Connection.attach_transport`."""
+        cdef Client client = self.clients.get(client_id)
+        cdef bint fresh = client is None
+        if fresh:
+            client = self.clients[client_id] = _new_client(client_id)
+        connection.client = client
+        client.connections.append(connection)
+        client.attached += 1
+        if fresh:
+            self._begin_pending(client)
+            if self.tracking:
+                client.reading = True
+                self._on_reread(client)
+        return client
+
+    def confirm(self, Connection connection not None):
+        """The opening of a connection has been counted in Redis."""
+        cdef Client client = connection.client
+        client.established = True
+        if client.pending and not client.reading:
+            self._settle(client)
+
+    def retire(self, Connection connection not None):
+        """A connection begins to close: nothing more is delivered to it, its presence lasts."""
+        cdef Client client = connection.client
+        if connection in client.connections:
+            client.connections.remove(connection)
+
+    def detach(self, Connection connection not None):
+        """The socket of a connection is gone, or its opening was refused."""
+        cdef Client client = connection.client
+        self.retire(connection)
+        client.attached -= 1
+        if client.attached == 0 and not client.reading:
+            self._drop(client)
+
+    cdef _drop(self, Client client):
+        # What waited for a client that never came up is decided now: its receipts say that it is offline.
+        if client.pending:
+            self._settle(client)
+        self._update_channels(client, ())
+        del self.clients[client.id]
+
+    # ---- membership
+
+    def members(self, Client client not None, names):
+        """The answer to a re-read: the channels of a client, or None where the read failed and the old ones stay."""
+        client.reading = False
+        client.tracked = True
+        if names is not None:
+            self._update_channels(client, names)
+        if client.attached == 0:
+            self._drop(client)
+        elif client.pending and client.established:
+            self._settle(client)
+
+    def invalidate(self, bytes client_id not None):
+        """Redis says that the Client hash of a client has changed; of one that is not here, nobody cares."""
+        cdef Client client = self.clients.get(client_id)
+        # A read under way answers after this invalidation in the stream, so it will include the change.
+        if client is None or client.reading or not self.tracking:
+            return
+        client.reading = True
+        if self._barrier:
+            self._begin_pending(client)
+        self._on_reread(client)
+
+    def hold_all(self):
+        """After a gap in the stream: every membership is unknown until it is read again.
+
+        Returns:
+            The clients to read again, each now marked as being read.
+        """
+        cdef Client client
+        if not self.tracking:
+            return []
+        result = list(self.clients.values())
+        for client in result:
+            client.reading = True
+            self._begin_pending(client)
+        return result
+
+    def set_tracking(self, bint tracking):
+        """Change the way of membership; without tracking no client waits for a re-read."""
+        cdef Client client
+        self.tracking = tracking
+        if not tracking:
+            for client in list(self.clients.values()):
+                if client.reading:
+                    self.members(client, None)
+                self._update_channels(client, ())
+
+    cdef _update_channels(self, Client client, names):
+        cdef:
+            dict before = client.channels
+            dict after = {}
+            Channel channel
+        for name in names:
+            channel = before.pop(name, None)
+            if channel is None:
+                channel = self._channels.get(name)
+                if channel is None:
+                    channel = Channel.__new__(Channel)
+                    channel.name = name
+                    channel.members = {}
+                    self._channels[name] = channel
+                channel.members[client] = None
+            after[name] = channel
+        for channel in before.values():
+            # A name that Redis returned twice was popped above and cannot be here.
+            del channel.members[client]
+            if not channel.members:
+                del self._channels[channel.name]
+        client.channels = after
+
+    # ---- messages
+
+    def route(self, Message message not None):
+        """Deliver a message to everybody who does not wait, and keep it for those who do."""
+        message.position = self._position
+        self._position += 1
+        if self._pending:
+            if self._window_bytes < self.window_limit:
+                self._window.append(message)
+                self._window_bytes += _weight(message)
+            else:
+                self.dropped += 1
+        self._route(message)
+
+    cdef NoResult _begin_pending(self, Client client) except NoResult.FAILED:
+        if not client.pending:
+            client.pending = True
+            client.since = self._position
+            self._pending[client] = None
+        return NoResult.DONE
+
+    cdef _settle(self, Client client):
+        """Replay the window for one client and let it go on."""
+        cdef Message message
+        cdef long long oldest
+        self._replay(client)
+        client.pending = False
+        del self._pending[client]
+        oldest = (<Client>next(iter(self._pending))).since if self._pending else self._position
+        while self._window and (<Message>self._window[0]).position < oldest:
+            self._window_bytes -= _weight(self._window.popleft())
+
+    cdef NoResult _replay(self, Client client) except NoResult.FAILED:
+        cdef Message message
+        for message in self._window:
+            if message.position < client.since:
+                continue
+            if message.kind == BROADCAST:
+                self._deliver(client, message)
+            elif message.kind == CHANNEL:
+                if message.channel in client.channels if message.members is None else client.id in message.members:
+                    self._deliver(client, message)
+            elif message.kind == DIRECT:
+                for receiver in message.receivers:
+                    if receiver == client.id:
+                        self._deliver_direct(client, message)
+            elif (<list>message.receivers)[0] == client.id:
+                self._on_force_offline(client)
+        return NoResult.DONE
+
+    cdef NoResult _route(self, Message message) except NoResult.FAILED:
+        cdef:
+            Client client
+            Channel channel
+            dict clients = self.clients
+            PyObject* key
+            PyObject* value
+            Py_ssize_t at = 0
+        if message.kind == DIRECT:
+            for receiver in message.receivers:
+                client = clients.get(receiver)
+                if client is None:
+                    self._receipt(message, receiver, False)
+                elif not client.pending:
+                    self._deliver_direct(client, message)
+        elif message.kind == CHANNEL:
+            if message.members is not None:
+                for member in message.members:
+                    client = clients.get(member)
+                    if client is not None and not client.pending:
+                        self._deliver(client, message)
+            else:
+                channel = self._channels.get(message.channel)
+                if channel is not None:
+                    while PyDict_Next(channel.members, &at, &key, NULL):
+                        client = <Client>key
+                        if not client.pending:
+                            self._deliver(client, message)
+        elif message.kind == BROADCAST:
+            while PyDict_Next(clients, &at, &key, &value):
+                client = <Client>value
+                if not client.pending:
+                    self._deliver(client, message)
+        else:
+            client = clients.get((<list>message.receivers)[0])
+            if client is not None and not client.pending:
+                self._on_force_offline(client)
+        return NoResult.DONE
+
+    cdef NoResult _deliver(self, Client client, Message message) except NoResult.FAILED:
+        """Push a message to a client; its own sender gets it only where it has more than one connection."""
+        cdef Connection connection
+        if message.frame is None:
+            return NoResult.DONE
+        if client.id == message.sender and len(client.connections) <= 1:
+            return NoResult.DONE
+        for connection in client.connections:
+            connection.push(message.frame)
+            self.deliveries += 1
+        return NoResult.DONE
+
+    cdef NoResult _deliver_direct(self, Client client, Message message) except NoResult.FAILED:
+        cdef bint delivered = len(client.connections) > 0
+        self._deliver(client, message)
+        self._receipt(message, client.id, delivered)
+        return NoResult.DONE
+
+    cdef NoResult _receipt(self, Message message, bytes receiver, bint delivered) except NoResult.FAILED:
+        if message.receipt and message.frame is not None and message.sender != self.system \
+                and receiver != message.sender:
+            self._on_receipt(message, receiver, delivered)
+        return NoResult.DONE

@@ -1,0 +1,93 @@
+"""The command ``freeim-server``: options, logging and exit codes around `freeim.Node`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Sequence
+
+from freeim.config_load import build_parser, load
+from freeim.config_show import config_toml
+from freeim.errors import ConfigError
+from freeim.exits import Exit
+from freeim.log import configure
+
+# What a node needs beside freeim itself. Everything that is compiled is imported only once a node is to run.
+_COMPILED = ("freeim._core", "hiredis", "picows", "uvloop")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        argv: The command line without the program's name; that of the process when it is left out.
+    """
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except ConfigError as error:
+        print(f"freeim-server: {error}", file=sys.stderr)
+        return Exit.CONFIG
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+
+
+def _main(argv: Sequence[str]) -> int:
+    options, command = load(argv, os.environ)
+    if command.action == "help":
+        print(build_parser().format_help(), end="")
+    elif command.action == "version":
+        print(f"freeim-server {version()} ({platform.python_implementation()} {platform.python_version()})")
+    elif command.action == "print-config":
+        print(config_toml(options, command.origins), end="")
+    else:
+        check_platform()
+        options.redis_url_with_password()  # a missing file is told now, and once, not by each worker
+        configure(options.log_level)
+        if options.workers > 1:
+            from freeim.supervisor import supervise
+
+            return supervise(options, _announce)
+        from freeim.serve import serve
+
+        return serve(options.for_worker(), _announce)
+    return Exit.STOPPED
+
+
+def version() -> str:
+    """Return the version of the installed package."""
+    try:
+        return importlib.metadata.version("freeim")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def check_platform() -> None:
+    """Check that a node can run here.
+
+    Raises:
+        ConfigError: It cannot; the sentence says what is missing.
+    """
+    if sys.implementation.name != "cpython" or sys.platform == "win32":
+        raise ConfigError(
+            f"a node needs CPython on Linux or macOS, and this is {platform.python_implementation()} on "
+            f"{platform.system()}; the helper works here"
+        )
+    missing = [name for name in _COMPILED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            "a node needs CPython on Linux or macOS with freeim's compiled part and its dependencies, and "
+            f"{', '.join(missing)} is missing here; install freeim from a wheel for this platform, or with a C compiler"
+        )
+
+
+def _announce(banner: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # whoever reads the banner may stop reading
+        print(banner, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

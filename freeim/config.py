@@ -1,0 +1,410 @@
+"""The options of a node. `Options` is the only home of each option's default, unit and help."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import socket
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Final, Literal, Self
+
+from freeim import config_checks as checks
+from freeim.errors import ConfigError
+from freeim.names import IdKind
+from freeim.redis_url import mask_redis_url, parse_redis_url, with_password
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+PLACE: Final = "Where it listens, and what it is called"
+REDIS: Final = "Redis"
+PROTOCOL: Final = "Protocol and names"
+RUNNING: Final = "Running"
+LIMITS: Final = "Time limits and sizes"
+GROUPS: Final = (PLACE, REDIS, PROTOCOL, RUNNING, LIMITS)
+"""The headings of --help and of docs/options.md, in order."""
+
+
+def _option(
+    default: object,
+    group: str,
+    text: str,
+    *,
+    metavar: str = "",
+    unit: str = "",
+    secret: bool = False,
+    minimum: float = 0,
+    maximum: float = math.inf,
+) -> Any:
+    return field(
+        default=default,
+        metadata={
+            "group": group,
+            "help": text,
+            "metavar": metavar,
+            "unit": unit,
+            "secret": secret,
+            "minimum": minimum,
+            "maximum": maximum,
+        },
+    )
+
+
+def _seconds(default: float, text: str, *, group: str = LIMITS, minimum: float = 0.01) -> Any:
+    return _option(default, group, text, metavar="SECONDS", unit="s", minimum=minimum, maximum=86_400)
+
+
+def _bytes(default: int, text: str, *, minimum: int = 0, maximum: int = 2**40) -> Any:
+    return _option(default, LIMITS, text, metavar="BYTES", unit="bytes", minimum=minimum, maximum=maximum)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Every option of a node. Each field is a command-line option, an environment variable and a key of the file.
+
+    Raises:
+        ConfigError: A value is of the wrong type or out of range, or two values contradict each other.
+    """
+
+    bind: str = _option(
+        "127.0.0.1:6001",
+        PLACE,
+        "Address and port to listen on; IPv6 in brackets; 0.0.0.0 is every address. "
+        "With several workers, worker N listens on this port + N.",
+        metavar="HOST:PORT",
+    )
+    node: str | None = _option(
+        None,
+        PLACE,
+        "This node's name in the list of nodes, the same that a .NET helper has in Servers. May hold {index}, {port} "
+        "and {hostname}. Left out, it is the bind address (with 0.0.0.0, {hostname}:{port}).",
+        metavar="NAME",
+    )
+    nodes: tuple[str, ...] = _option(
+        (),
+        PLACE,
+        "The names of all nodes on all hosts, in the order that every helper uses. Left out, it is this command's "
+        "workers, or for a single node the list registered in Redis.",
+        metavar="NAME,NAME",
+    )
+    public_url: str | None = _option(
+        None,
+        PLACE,
+        "What terminals connect to, everything before the path, e.g. wss://im.example.com/n{index}. May hold {index}, "
+        "{port} and {hostname}. Left out, it is ws://<node name>.",
+        metavar="URL",
+    )
+    redis_url: str = _option(
+        "redis://127.0.0.1:6379",
+        REDIS,
+        "redis://user:password@host:port/db, the same with rediss:// (TLS), or unix:///path/to/socket?db=0.",
+        metavar="URL",
+        secret=True,
+    )
+    redis_password_file: str | None = _option(
+        None,
+        REDIS,
+        "File that holds the Redis password, read at the start; instead of a password in the URL.",
+        metavar="FILE",
+    )
+    prefix: str | None = _option(
+        None,
+        PROTOCOL,
+        "The beginning of every Redis key and channel. Left out, it is FreeIM's: im_v2 (wsim with GUIDs) and the path "
+        "with _ for /.",
+        metavar="TEXT",
+    )
+    path: str = _option("/ws", PROTOCOL, "Path of the WebSocket endpoint.", metavar="PATH")
+    ids: IdKind = _option(  # noqa: RUF009 - the rule does not see that a Literal is a str
+        "int", PROTOCOL, "Kind of client id: int64 as in FreeIM 2, or GUID as in FreeIM 1."
+    )
+    workers: int = _option(
+        1,
+        RUNNING,
+        "Number of nodes, each a process with a port of its own, in one supervised group.",
+        metavar="N",
+        minimum=1,
+        maximum=1024,
+    )
+    drain: float = _seconds(0.0, "Time over which a node that stops closes its connections.", group=RUNNING, minimum=0)
+    takeover: bool = _option(False, RUNNING, "Take the node's name over from a living process.")
+    replace_nodes: bool = _option(
+        False, RUNNING, "Replace the list of nodes registered in Redis even while a node of that list lives."
+    )
+    log_level: LogLevel = _option(  # noqa: RUF009 - as for ids
+        "info", RUNNING, "Least severe message that is logged to stderr."
+    )
+    backlog: int = _option(
+        4096,
+        LIMITS,
+        "Connections that may wait to be accepted (the system may allow fewer).",
+        metavar="N",
+        minimum=1,
+        maximum=2**31 - 1,
+    )
+    ping_interval: float = _seconds(25.0, "Silence after which a terminal is sent a ping.")
+    ping_timeout: float = _seconds(10.0, "Time to answer a ping (else 4003); not longer than the ping interval.")
+    handshake_timeout: float = _seconds(5.0, "Time to send the whole HTTP request (else 408).")
+    close_timeout: float = _seconds(5.0, "Time to answer a Close frame, then the connection is cut.")
+    max_head: int = _bytes(8192, "Longest HTTP request head (else 431).", minimum=512, maximum=2**20)
+    max_inbound: int = _bytes(4096, "Longest message that a terminal may send (else 1009).", minimum=125, maximum=2**30)
+    send_buffer: int = _bytes(65536, "SO_SNDBUF of each connection; 0 is the system's default.", maximum=2**30)
+    queue_limit: int = _bytes(
+        1_048_576, "What may wait for one slow terminal (else 4002); one message always may.", minimum=1
+    )
+    bus_queue_limit: int = _bytes(
+        268_435_456, "What may wait between Redis and the node's connections (else messages are dropped).", minimum=1
+    )
+
+    def __post_init__(self) -> None:
+        for option in OPTIONS.values():
+            _check_value(option, getattr(self, option.name))
+        if self.ping_timeout > self.ping_interval:
+            raise ConfigError(
+                f"ping_timeout ({self.ping_timeout} s) must not be longer than ping_interval ({self.ping_interval} s)",
+                "ping_timeout",
+                "ping_interval",
+            )
+        if self.redis_password_file is not None and parse_redis_url(self.redis_url).password is not None:
+            raise ConfigError(
+                "redis_url holds a password and redis_password_file is given too; keep one of them",
+                "redis_url",
+                "redis_password_file",
+            )
+        self._check_workers()
+
+    def _check_workers(self) -> None:
+        port = self.address[1]
+        if self.workers > 1 and port == 0:
+            raise ConfigError("port 0 (any free port) works with one worker only; name a port", "bind", "workers")
+        if port + self.workers - 1 > 65535:
+            raise ConfigError(
+                f"{self.workers} workers from port {port} on would go beyond port 65535", "bind", "workers"
+            )
+        names = [self._node_name(index) for index in range(self.workers)]
+        for name in names:
+            _check("node", checks.check_node_name, name)
+            # With port 0 the name may still be waiting for its port; for_worker checks again.
+            if self.nodes and name not in self.nodes and port != 0:
+                raise ConfigError(
+                    f"the node's name {name!r} is not in the list of nodes ({', '.join(self.nodes)}); "
+                    "make node one of the list, or add it to nodes (here and on every host)",
+                    "node" if self.node is not None else "bind",
+                    "nodes",
+                )
+        if len(set(names)) < self.workers:
+            raise ConfigError(
+                f"{self.workers} workers would share the name {names[0]!r}; put {{index}} or {{port}} into node",
+                "node",
+                "workers",
+            )
+        if self.public_url is not None:
+            urls = {self._expand(self.public_url, index) for index in range(self.workers)}
+            if len(urls) < self.workers:
+                raise ConfigError(
+                    f"{self.workers} workers would share the URL {self.public_url!r}, but a terminal must reach the "
+                    "one that owns it; put {index} or {port} into public_url",
+                    "public_url",
+                    "workers",
+                )
+            for url in urls:
+                _check("public_url", checks.check_public_url, url)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host (IPv6 without brackets) and port of ``bind``."""
+        return checks.split_bind(self.bind)
+
+    def for_worker(self, index: int = 0, *, port: int | None = None) -> Self:
+        """Return the options of one worker: placeholders filled, its own port, name and URL, ``workers`` 1.
+
+        Args:
+            index: 0 to ``workers`` - 1. With one worker the result's own options for 0 are the same again.
+            port: The port that the worker listens on, where ``bind`` says 0.
+
+        Raises:
+            ConfigError: ``port`` made a name that is not in ``nodes``.
+        """
+        if port is not None:
+            return replace(self, bind=checks.join_bind(self.address[0], port)).for_worker(index)
+        nodes = self.nodes
+        if self.workers > 1 and not nodes:
+            nodes = tuple(self._node_name(other) for other in range(self.workers))
+        return replace(
+            self,
+            bind=self._bind(index),
+            # Port 0 is not known yet: a name that depends on it stays open until for_worker(port=...).
+            node=self.node if self._awaits_port(self.node) else self._node_name(index),
+            nodes=nodes,
+            public_url=self.public_url
+            if self.public_url is None or self._awaits_port(self.public_url)
+            else self._expand(self.public_url, index),
+            workers=1,
+        )
+
+    def redis_url_with_password(self) -> str:
+        """Return the Redis URL, with the password out of ``redis_password_file`` where that is given.
+
+        Raises:
+            ConfigError: The file cannot be read or holds no password.
+        """
+        if self.redis_password_file is None:
+            return self.redis_url
+        try:
+            with open(self.redis_password_file, encoding="utf-8") as file:
+                password = file.read().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ConfigError(
+                f"redis_password_file {self.redis_password_file!r} cannot be read: {reason}", "redis_password_file"
+            ) from error
+        if not password:
+            raise ConfigError(
+                f"redis_password_file {self.redis_password_file!r} is empty; write the password into it",
+                "redis_password_file",
+            )
+        return with_password(self.redis_url, password)
+
+    def _awaits_port(self, template: str | None) -> bool:
+        return self.address[1] == 0 and (template is None or "{port}" in template)
+
+    def _bind(self, index: int) -> str:
+        host, port = self.address
+        return checks.join_bind(host, port + index)
+
+    def _node_name(self, index: int) -> str:
+        if self.node is not None:
+            return self._expand(self.node, index)
+        if checks.is_wildcard(self.address[0]):
+            return self._expand("{hostname}:{port}", index)
+        return self._bind(index)
+
+    def _expand(self, template: str, index: int) -> str:
+        port = str(self.address[1] + index)
+        return checks.expand(template, {"index": str(index), "port": port, "hostname": socket.gethostname()})
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What is known about one field of `Options`."""
+
+    name: str
+    kind: Literal["text", "list", "choice", "bool", "int", "float"]
+    optional: bool
+    choices: tuple[str, ...]
+    default: Any
+    group: str
+    help: str
+    metavar: str
+    unit: str
+    secret: bool
+    minimum: float
+    maximum: float
+
+    @property
+    def flag(self) -> str:
+        """The command-line option."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return "FREEIM_" + self.name.upper()
+
+    def shown(self, value: object) -> str:
+        """Return a value as it may be shown to anybody: as Python writes it, without the password."""
+        return repr(mask_redis_url(value) if self.secret and isinstance(value, str) else value)
+
+
+def _describe() -> Mapping[str, Option]:
+    hints = typing.get_type_hints(Options)
+    kinds: dict[object, Literal["text", "list", "bool", "int", "float"]] = {
+        str: "text",
+        str | None: "text",
+        tuple[str, ...]: "list",
+        bool: "bool",
+        int: "int",
+        float: "float",
+    }
+    found: dict[str, Option] = {}
+    for entry in dataclasses.fields(Options):
+        hint = hints[entry.name]
+        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+        found[entry.name] = Option(
+            name=entry.name,
+            kind="choice" if choices else kinds[hint],
+            optional=hint == str | None,
+            choices=choices,
+            default=entry.default,
+            **entry.metadata,
+        )
+    return MappingProxyType(found)
+
+
+OPTIONS: Final = _describe()
+"""Every option by name, in the order of `Options`."""
+
+_CHECKS: Final[dict[str, Callable[[str], object]]] = {
+    "bind": checks.split_bind,
+    "node": checks.check_template,
+    "public_url": checks.check_template,
+    "path": checks.check_path,
+    "prefix": checks.check_prefix,
+}
+
+
+def _check(name: str, check: Callable[[str], object], value: str) -> None:
+    try:
+        check(value)
+    except ValueError as error:
+        raise ConfigError(f"{name} {error}", name) from None
+
+
+def _check_value(option: Option, value: object) -> None:
+    """Check the type and the range of one value."""
+    name = option.name
+    if value is None and option.optional:
+        return
+    if option.kind in ("int", "float"):
+        _check_number(option, value)
+    elif option.kind == "bool":
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} must be true or false, not {value!r}", name)
+    elif option.kind == "choice":
+        if value not in option.choices:
+            raise ConfigError(f"{name} must be {' or '.join(option.choices)}, not {value!r}", name)
+    elif option.kind == "list":
+        _check_nodes(name, value)
+    elif not isinstance(value, str):
+        raise ConfigError(f"{name} must be a text, not {value!r}", name)
+    elif name == "redis_url":
+        try:
+            parse_redis_url(value)
+        except ValueError as error:
+            raise ConfigError(f"redis_url {option.shown(value)} is not usable: {error}", name) from None
+    elif name in _CHECKS:
+        _check(name, _CHECKS[name], value)
+
+
+def _check_number(option: Option, value: object) -> None:
+    whole = option.kind == "int"
+    # bool is an int to Python, and not to anybody who writes "workers = true".
+    good_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not good_type or not option.minimum <= value <= option.maximum:  # type: ignore[operator]
+        kind = "a whole number" if whole else "a number"
+        unit = f" of {'seconds' if option.unit == 's' else option.unit}" if option.unit else ""
+        raise ConfigError(
+            f"{option.name} must be {kind}{unit} from {option.minimum} to {option.maximum}, not {value!r}", option.name
+        )
+
+
+def _check_nodes(name: str, value: object) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(entry, str) for entry in value):
+        raise ConfigError(f"{name} must be a list of names (in Python a tuple of str), not {value!r}", name)
+    for entry in value:
+        _check(name, checks.check_node_name, entry)
+    twice = sorted({entry for entry in value if value.count(entry) > 1})
+    if twice:
+        raise ConfigError(f"{name} holds {', '.join(twice)} more than once; each node is listed once", name)

@@ -1,0 +1,109 @@
+"""Checks of single values. Each raises ValueError with the end of a sentence: "must ..., not ..."."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+_PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
+PLACEHOLDERS: Final = ("index", "port", "hostname")
+
+RESERVED_PATHS: Final = ("/health", "/ready")
+"""Paths that the node itself answers."""
+
+
+def split_bind(text: str) -> tuple[str, int]:
+    """Split ``HOST:PORT`` or ``[IPv6]:PORT``; the brackets are not part of the host.
+
+    Raises:
+        ValueError: It is not of this form.
+    """
+    wanted = f"must be HOST:PORT (127.0.0.1:6001, [::1]:6001, 0.0.0.0:6001 for every address), not {text!r}"
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not _plain(host) or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError(wanted)
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise ValueError(wanted) from None
+    elif re.search(r"[][:/@]", host):
+        raise ValueError(wanted)
+    return host, int(port)
+
+
+def join_bind(host: str, port: int) -> str:
+    """The reverse of `split_bind`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether a host (without brackets) means every address of the machine."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def check_template(text: str) -> None:
+    """Check that the braces in a text hold known placeholders only."""
+    rest = _PLACEHOLDER.sub("", text)
+    unknown = [name for name in _PLACEHOLDER.findall(text) if name not in PLACEHOLDERS]
+    if unknown or "{" in rest or "}" in rest:
+        raise ValueError(
+            f"may hold the placeholders {{index}}, {{port}} and {{hostname}} and no other braces, not {text!r}"
+        )
+
+
+def expand(template: str, values: Mapping[str, str]) -> str:
+    """Fill the placeholders of a template that `check_template` let pass."""
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+
+
+def check_node_name(name: str) -> None:
+    """Check a node's name after its placeholders were filled."""
+    if not name or not _plain(name) or "," in name:
+        raise ValueError(f"must be a name without spaces, commas and control characters, not {name!r}")
+    if any(is_wildcard(host.strip("[]")) for host in (name, name.rpartition(":")[0])):
+        raise ValueError(
+            f"must not be a wildcard address ({name!r}): terminals connect to ws://<name>. Use this machine's name or "
+            "address, or {hostname}:{port}"
+        )
+
+
+def check_public_url(url: str) -> None:
+    """Check a public base URL, placeholders filled or not: everything before the path."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # reading it checks it
+        good = parts.scheme in ("ws", "wss") and bool(parts.hostname) and "@" not in parts.netloc
+    except ValueError:
+        good = False
+    if not good or not _plain(url):
+        raise ValueError(f"must be a base such as wss://im.example.com/n1 (ws:// or wss://, then a host), not {url!r}")
+    if "?" in url or "#" in url:
+        raise ValueError(f"must not have a query or a fragment: the path and the token are added to it, not {url!r}")
+    if url.endswith("/"):
+        raise ValueError(f"must not end with a slash: the path is added to it, not {url!r}")
+
+
+def check_path(path: str) -> None:
+    """Check the path of the WebSocket endpoint."""
+    if not path.startswith("/") or not path.isascii() or not _plain(path) or "?" in path or "#" in path:
+        raise ValueError(f"must begin with a slash and hold neither spaces, '?' nor '#' (/ws), not {path!r}")
+    if path in RESERVED_PATHS:
+        raise ValueError(f"must not be {path!r}: the node answers its own state there")
+
+
+def check_prefix(prefix: str) -> None:
+    """Check the beginning of every Redis key."""
+    if not prefix or not _plain(prefix):
+        raise ValueError(f"must be a text without spaces and control characters, not {prefix!r}")
+
+
+def _plain(text: str) -> bool:
+    return text.isprintable() and not any(char.isspace() for char in text)

@@ -1,0 +1,16 @@
+"""The exit codes of ``freeim-server``."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """How a command, or one worker of a group, ended."""
+
+    STOPPED = 0
+    DEFECT = 1
+    CONFIG = 2
+    REDIS = 3
+    REPLACED = 4
+    INTERRUPTED = 130

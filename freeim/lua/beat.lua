@@ -1,0 +1,14 @@
+-- Renew a node's life, or revive it; send the probe that shows the node its own channel still reaches it.
+--
+-- KEYS  1 Lease+name  2 Alive+epoch  3 Shares  4 Server+name
+-- ARGV  1 name  2 epoch  3 lease in ms  4 the probe
+-- Returns "OK", "REVIVED" (the life had ended: reconcile), or "REPLACED" (another process owns the name: drain).
+
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[2] then return 'REPLACED' end
+local revived = redis.call('EXISTS', KEYS[2]) == 0
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[3])
+redis.call('HSET', KEYS[3], ARGV[2], ARGV[1])
+redis.call('PUBLISH', KEYS[4], ARGV[4])
+return revived and 'REVIVED' or 'OK'

@@ -1,0 +1,157 @@
+"""Accepting connections: from the listening socket to a transport with a handshake on it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from freeim.limits import raise_descriptor_limit
+
+log = logging.getLogger("freeim")
+
+RESERVED_DESCRIPTORS: Final = 32
+"""Kept free for Redis connections, log files, name look-ups and whatever else the process opens."""
+
+ACCEPTS_PER_TURN: Final = 128
+"""Connections accepted before the loop looks at anything else."""
+
+RETRY_SECONDS: Final = 1.0
+"""Pause after the system refused a descriptor although our own count allowed it."""
+
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def listen(host: str, port: int, backlog: int, send_buffer: int) -> socket.socket:
+    """Return a listening socket. What is set on it here, its connections inherit.
+
+    Args:
+        host: Address to bind, IPv6 without brackets.
+        port: Port, 0 for any free one.
+        backlog: Connections that may wait to be accepted.
+        send_buffer: SO_SNDBUF in bytes; 0 leaves the system's default.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
+    family, kind, proto, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if send_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        sock.bind(address)
+        sock.listen(backlog)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Acceptor:
+    """Accepts as many connections as there are descriptors; the others wait in the kernel's queue.
+
+    Args:
+        sock: The listening socket; it stays the caller's.
+        protocol: Makes the protocol of a new connection.
+    """
+
+    def __init__(self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
+        self.limit = raise_descriptor_limit()
+        self.capacity = max(1, self.limit - _open_descriptors() - RESERVED_DESCRIPTORS)
+        self.open = 0
+        self._sock = sock
+        self._protocol = protocol
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._accepting = False
+        self._wanted = False
+        self._told = False
+        self._retry: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._wanted = True
+        self._resume()
+
+    def stop(self) -> None:
+        """Accept no more."""
+        self._wanted = False
+        if self._retry is not None:
+            self._retry.cancel()
+        self._pause()
+
+    def closed(self) -> None:
+        """A connection that was accepted here has been closed."""
+        self.open -= 1
+        if self._wanted and not self._accepting and self._retry is None:
+            self._resume()
+
+    def _resume(self) -> None:
+        self._retry = None
+        if self._wanted and not self._accepting:
+            self._accepting = True
+            self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    def _pause(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            self._loop.remove_reader(self._sock.fileno())
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            if self.open >= self.capacity:
+                self._tell(f"{self.open} connections are open and the limit of {self.limit} descriptors allows no more")
+                self._pause()
+                return
+            try:
+                conn, _address = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    log.warning("a connection could not be accepted: %s", error)
+                    return
+                self._tell(f"the system has no descriptor left ({error.strerror})")
+                self._pause()
+                self._retry = self._loop.call_later(RETRY_SECONDS, self._resume)
+                return
+            self.open += 1
+            task = self._loop.create_task(self._adopt(conn))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _adopt(self, conn: socket.socket) -> None:
+        try:
+            conn.setblocking(False)
+            await self._loop.connect_accepted_socket(self._protocol, conn)
+        except OSError:
+            # The peer was gone before the transport was there.
+            conn.close()
+            self.closed()
+
+    def _tell(self, reason: str) -> None:
+        if not self._told:
+            self._told = True
+            log.warning(
+                "accepting is paused: %s; new clients wait until others leave. Raise the hard limit of open files "
+                "(ulimit -Hn, LimitNOFILE=) or run more nodes. This is said once",
+                reason,
+            )
+
+
+def _open_descriptors() -> int:
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        try:
+            return len(os.listdir(folder))
+        except OSError:
+            continue
+    return RESERVED_DESCRIPTORS

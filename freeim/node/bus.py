@@ -1,0 +1,224 @@
+"""What the reader brings: messages to the router, invalidations to re-reads; and FreeIM's way where tracking is refused."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import hiredis
+
+from freeim._core import Client, Message, Router, decode
+from freeim.config import Options
+from freeim.envelope import PROBE_HEAD
+from freeim.names import Names
+from freeim.node.connections import Connections
+from freeim.node.decode import BadPayload, decode_tolerantly
+from freeim.node.session import Session
+
+log = logging.getLogger("freeim")
+
+_PROBE: Final = PROBE_HEAD.encode()
+
+REREADS_PER_CHUNK: Final = 500
+"""Clients of one chunk of a full re-read: Redis answers others in between."""
+
+BAD_PAYLOADS_PER_MINUTE: Final = 20
+"""Log lines about payloads that are no message; the rest of the minute is counted."""
+
+KIND_CHANNEL: Final = 2
+
+
+class Bus:
+    """Hands on what the reader hears, and reads memberships again.
+
+    Args:
+        options: The node's options.
+        names: The deployment's keys.
+        session: The node's connections to Redis.
+        connections: The node's connections to terminals.
+        on_forgotten: Called when Redis says that it dropped all keys.
+        barrier: See `Router`.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        names: Names,
+        session: Session,
+        connections: Connections,
+        on_receipt: Callable[[Message, bytes, bool], None],
+        on_forgotten: Callable[[], None],
+        *,
+        barrier: bool = True,
+    ) -> None:
+        self.router = Router(
+            str(connections.system).encode(),
+            on_receipt,
+            self._reread,
+            connections.force_offline,
+            barrier=barrier,
+            window_limit=options.bus_queue_limit,
+        )
+        self.bad_payloads = 0
+        self.open = False
+        """False until the node's name is taken: what comes before is not for this instance."""
+        self._options = options
+        self._session = session
+        self._connections = connections
+        self._on_forgotten = on_forgotten
+        self._guid = options.ids == "guid"
+        self._client_key = names.client("").encode()
+        self._chan_key = names.chan("").encode()
+        self._unread: list[Client] = []
+        self._bad_since = 0.0
+        self._bad_told = 0
+        # Without tracking: batches of one read each, in order; a batch waits for the members of its channels.
+        self._batch: list[Message] = []
+        self._batches: deque[_Batch] = deque()
+
+    # ---- what the reader hears
+
+    def on_message(self, payload: bytes) -> None:
+        """A payload on the node's channel."""
+        if not self.open:
+            return
+        message = decode(payload, self._guid)
+        if message is None:
+            if payload.startswith(_PROBE):
+                self._session.probe_seen()
+                return
+            try:
+                message = decode_tolerantly(payload, self._options.ids)
+            except BadPayload as error:
+                self._tell_bad(payload, error)
+                return
+        if self.router.tracking:
+            self.router.route(message)
+        else:
+            self._batch.append(message)
+
+    def on_invalidate(self, keys: list[bytes] | None) -> None:
+        """Redis says that keys have changed."""
+        if keys is None:
+            self._on_forgotten()
+            return
+        for key in keys:
+            if key.startswith(self._client_key):
+                self.router.invalidate(key[len(self._client_key) :])
+
+    def on_received(self) -> None:
+        """All of one read has been handled: send it out."""
+        if self._batch:
+            messages, self._batch = self._batch, []
+            self._route_with_members(messages)
+        self._connections.fanout.flush()
+
+    def _tell_bad(self, payload: bytes, error: BadPayload) -> None:
+        self.bad_payloads += 1
+        now = time.monotonic()
+        if now - self._bad_since > 60:
+            self._bad_since, self._bad_told = now, 0
+        self._bad_told += 1
+        if self._bad_told <= BAD_PAYLOADS_PER_MINUTE:
+            # The content is not shown: it is somebody's message.
+            log.warning("dropped a payload of %d bytes from the node's channel: %s", len(payload), error)
+
+    # ---- memberships by client
+
+    def _reread(self, client: Client) -> None:
+        self._session.read(lambda reply: self._answered(client, reply), "HKEYS", self._client_key + client.id)
+
+    def _answered(self, client: Client, reply: Any) -> None:
+        if isinstance(reply, ConnectionError):
+            return  # the session is lost: everything is read again after the gap
+        if isinstance(reply, hiredis.ReplyError):
+            log.warning("the channels of client %s could not be read: %s", client.id.decode(), reply)
+            reply = None
+        self._connections.membership_read(client, reply)
+
+    def hold(self) -> None:
+        """The stream has a gap: every client waits until its membership has been read again."""
+        self._batch.clear()
+        self._batches.clear()
+        self._unread = self.router.hold_all()
+
+    def reread_all(self, tracking: bool) -> None:
+        """Read again what `hold` made uncertain, in chunks.
+
+        Args:
+            tracking: Whether Redis tracks this connection now.
+        """
+        unread, self._unread = self._unread, []
+        if tracking != self.router.tracking:
+            self.router.set_tracking(tracking)
+            if tracking:
+                # Everybody's membership is unknown, since it was not kept.
+                unread = self.router.hold_all()
+        if self.router.tracking:
+            self._reread_chunk(unread)
+        else:
+            for client in unread:
+                self._connections.membership_read(client, None)
+
+    def _reread_chunk(self, clients: list[Client]) -> None:
+        chunk, rest = clients[:REREADS_PER_CHUNK], clients[REREADS_PER_CHUNK:]
+        for client in chunk:
+            if client.attached:
+                self._reread(client)
+            else:
+                self._connections.membership_read(client, None)
+        if rest:
+            # Behind this chunk's answers, with some jitter: many nodes do this at the same time.
+            self._session.read(lambda reply: self._next_chunk(rest, reply), "PING")
+
+    def _next_chunk(self, rest: list[Client], reply: Any) -> None:
+        if not isinstance(reply, Exception):
+            self._connections.later(random.uniform(0, 0.01), lambda: self._reread_chunk(rest))  # noqa: S311
+
+    # ---- memberships by channel: FreeIM's way
+
+    def _route_with_members(self, messages: list[Message]) -> None:
+        channels = {message.channel for message in messages if message.kind == KIND_CHANNEL}
+        batch = _Batch(messages, len(channels))
+        self._batches.append(batch)
+        for channel in channels:
+            self._session.send(
+                lambda reply, channel=channel: self._members_read(batch, channel, reply),
+                "HKEYS",
+                self._chan_key + channel,
+            )
+        self._route_ready_batches()
+
+    def _members_read(self, batch: _Batch, channel: bytes, reply: Any) -> None:
+        if isinstance(reply, ConnectionError):
+            return
+        if isinstance(reply, Exception):
+            log.warning("the members of a channel could not be read: %s", reply)
+            reply = ()
+        batch.members[channel] = frozenset(reply)
+        batch.missing -= 1
+        self._route_ready_batches()
+        self._connections.fanout.flush()
+
+    def _route_ready_batches(self) -> None:
+        while self._batches and not self._batches[0].missing:
+            batch = self._batches.popleft()
+            for message in batch.messages:
+                if message.kind == KIND_CHANNEL:
+                    message.members = batch.members[message.channel]
+                self.router.route(message)
+
+
+class _Batch:
+    """The messages of one read, and how many of their channels' members are not known yet."""
+
+    __slots__ = ("members", "messages", "missing")
+
+    def __init__(self, messages: list[Message], missing: int) -> None:
+        self.messages = messages
+        self.missing = missing
+        self.members: dict[bytes, frozenset[bytes]] = {}

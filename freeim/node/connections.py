@@ -1,0 +1,392 @@
+"""All connections of a node, from the first byte of the request to the last of the close."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from freeim._core import Client, Connection, Fanout, Router
+from freeim.config import Options
+from freeim.errors import CloseCode
+from freeim.names import ClientId, Names, check_client_id, connect_url, owners, system_id
+from freeim.node.handshake import Handshake
+from freeim.node.http import Refusal, Request, token_of, websocket_key
+from freeim.node.presence import FENCED, USED, Presence
+from freeim.node.session import Session
+from freeim.node.terminal import PING, Terminal, close_frame
+from freeim.node.timers import Deadlines, PingWheel
+
+log = logging.getLogger("freeim")
+
+TICK: Final = 0.1
+"""Seconds between two looks at the deadlines."""
+
+CLOSES_PER_TURN: Final = 500
+"""Connections that a stopping node closes before the loop looks at anything else."""
+
+
+class Connections:
+    """Opens, feeds, pings and closes connections.
+
+    Args:
+        options: The node's options, with its name.
+        names: The deployment's keys.
+        session: The node's connections to Redis.
+        presence: What the node counts in Redis.
+    """
+
+    def __init__(self, options: Options, names: Names, session: Session, presence: Presence) -> None:
+        self.options = options
+        self.living: dict[int, Connection] = {}
+        """Number to connection: all that Redis has counted and whose socket is open."""
+        self.draining = False
+        self.accepted = 0
+        """Sockets that are open, WebSocket or not."""
+        self.on_closed: Any = None
+        """Called after each socket that is gone."""
+        self._names = names
+        self._session = session
+        self._presence = presence
+        self._loop = asyncio.get_running_loop()
+        self._last_number = 0
+        self._fenced: list[Connection] = []
+        self._misdirected: set[str] = set()
+        self.system = system_id(options.ids)
+        self.fanout = Fanout(self._loop.call_soon, self._too_slow, options.queue_limit)
+        self.router: Router | None = None
+        self._handshakes: Deadlines[Handshake] = Deadlines(options.handshake_timeout, self._handshake_expired)
+        self._lingering: Deadlines[Handshake] = Deadlines(options.close_timeout, Handshake.timed_out)
+        self._closing: Deadlines[Terminal] = Deadlines(options.close_timeout, self._cut)
+        self._pings: PingWheel[Terminal] = PingWheel(
+            options.ping_interval, options.ping_timeout, self._ping, self._check_pong
+        )
+        self._timers: list[asyncio.TimerHandle | None] = [None, None]
+
+    def start(self) -> None:
+        """Start the clock."""
+        self._tick()
+        self._turn()
+
+    def stop(self) -> None:
+        """Stop the clock, and cut what is still open."""
+        for timer in self._timers:
+            if timer is not None:
+                timer.cancel()
+        for connection in list(self.living.values()):
+            if connection.transport is not None:
+                connection.transport.abort()
+
+    # ---- before the 101
+
+    def handshake_begins(self, handshake: Handshake) -> None:
+        """A connection was accepted."""
+        self.accepted += 1
+        self._handshakes.start(handshake, self._loop.time())
+
+    def request(self, handshake: Handshake, request: Request) -> None:
+        """Answer a request, or ask Redis about its token.
+
+        Raises:
+            Refusal: The request is answered with an error status.
+        """
+        if request.path in ("/health", "/ready"):
+            self._tell_state(handshake, request)
+            return
+        if request.path != self.options.path:
+            raise Refusal(404, f"nothing is served here; the WebSocket endpoint is {self.options.path}")
+        handshake.key = websocket_key(request)
+        self._check_ready()
+        handshake.token = token_of(request)
+        self._session.send(
+            lambda reply: self._token_read(handshake, reply), "GET", self._names.token(handshake.token)
+        )
+
+    def _tell_state(self, handshake: Handshake, request: Request) -> None:
+        if request.method not in ("GET", "HEAD"):
+            raise Refusal(405, "only GET is served here", "Allow: GET, HEAD")
+        if request.path == "/health":
+            handshake.answer(request, 200, "alive")
+        elif self.draining:
+            handshake.answer(request, 503, "draining: this node stops")
+        elif not self._session.up:
+            handshake.answer(request, 503, "the bus is lost: no connection to Redis")
+        elif not self._session.tracking:
+            handshake.answer(request, 200, "ready, without CLIENT TRACKING: channel messages cost a look-up each")
+        else:
+            handshake.answer(request, 200, "ready")
+
+    def _check_ready(self) -> None:
+        if self.draining:
+            raise Refusal(503, "this node stops; connect again", "Retry-After: 1")
+        if not self._session.up:
+            raise Refusal(503, "no connection to Redis at the moment", "Retry-After: 1")
+
+    def _token_read(self, handshake: Handshake, reply: Any) -> None:
+        if handshake.finished or handshake.transport is None:
+            return
+        try:
+            if isinstance(reply, Exception):
+                raise Refusal(503, "Redis did not answer", "Retry-After: 1")
+            if reply is None:
+                raise Refusal(401, "the token is unknown, used or expired; get a fresh one")
+            token_json, client_id = _read_token(reply, self.options)
+            if client_id == self.system:
+                raise Refusal(401, "the token is for the system's id, which cannot connect")
+            self._check_ready()
+            owner = owners(client_id, self._presence.nodes)[0]
+            if owner == self.options.node:
+                self._open(handshake, str(client_id).encode(), token_json)
+            else:
+                self._misdirect(handshake, owner)
+        except Refusal as refusal:
+            handshake.refuse(refusal)
+
+    def _misdirect(self, handshake: Handshake, owner: str) -> None:
+        """Another node owns this client: say which, and leave the token good for it."""
+
+        def refuse(url: Any) -> None:
+            if handshake.finished or handshake.transport is None:
+                return
+            base = url.decode() if isinstance(url, bytes) else f"ws://{owner}"
+            right = connect_url(owner, base, self.options.path, "...")
+            if owner not in self._misdirected:
+                self._misdirected.add(owner)
+                log.warning(
+                    "a client of the node %s came here; it must connect to %s. Does a proxy balance over nodes, or does "
+                    "an application have another list of nodes? This is said once for each node",
+                    owner,
+                    right,
+                )
+            handshake.refuse(Refusal(421, f"this client belongs to the node {owner}: connect to {right}"))
+
+        self._session.send(refuse, "HGET", self._names.urls, owner)
+
+    def _open(self, handshake: Handshake, client_id: bytes, token_json: str) -> None:
+        assert self.router is not None
+        self._last_number += 1
+        connection = Connection(self.fanout, self._last_number, token_json, handshake)
+        handshake.connection = connection
+        # At the same moment on both connections: the reader gets the membership, the writer counts and publishes.
+        self.router.attach(client_id, connection)
+        self._send_open(connection, handshake.token)
+
+    def _send_open(self, connection: Connection, token: str) -> None:
+        self._presence.open(connection, token, lambda reply: self._open_answered(connection, reply))
+
+    def _open_answered(self, connection: Connection, reply: Any) -> None:
+        handshake: Handshake = connection.owner
+        if handshake.connection is None:
+            return  # the terminal has gone, and its close is under way
+        if isinstance(reply, int) and reply not in (FENCED, USED):
+            assert self.router is not None
+            self.living[connection.number] = connection
+            self.router.confirm(connection)
+            self._upgrade_if_ready(connection)
+        elif reply == FENCED:
+            # This instance's life has ended in Redis (it slept, or Redis is back empty): revive it first.
+            self._fenced.append(connection)
+            self._session.beat_now()
+        else:
+            self._abandon(handshake)
+            if reply == USED:
+                handshake.refuse(Refusal(401, "the token was used by another connection a moment ago"))
+            else:
+                if not isinstance(reply, ConnectionError):
+                    log.warning("Redis refused to count a connection: %s", reply)
+                handshake.refuse(Refusal(503, "Redis did not count the connection", "Retry-After: 1"))
+
+    def retry_fenced(self) -> None:
+        """The life was revived: open what had to wait for that."""
+        fenced, self._fenced = self._fenced, []
+        for connection in fenced:
+            if connection.owner.connection is not None:
+                self._send_open(connection, connection.owner.token)
+
+    def membership_read(self, client: Client, names: list[bytes] | None) -> None:
+        """The answer to a re-read of a client's channels; None where it failed."""
+        assert self.router is not None
+        self.router.members(client, names)
+        deferred, client.deferred_closes = client.deferred_closes, None
+        for number in deferred or ():
+            self._presence.close(number)
+        if client.attached == 0 and not deferred and names == []:
+            # Read while it was missing, and nobody will close it: do not let Redis track that key for good.
+            self._presence.forget(client.id)
+        for connection in list(client.connections):
+            if connection.held and connection.number in self.living:
+                self._upgrade_if_ready(connection)
+
+    def _upgrade_if_ready(self, connection: Connection) -> None:
+        """Send the 101 once both answers are in: the count, and the first reading of the membership."""
+        client = connection.client
+        if client.reading and not client.tracked:
+            return
+        handshake: Handshake = connection.owner
+        transport = handshake.transport
+        if transport is None or transport.is_closing():
+            return  # connection_lost follows, and takes it out
+        key, rest = handshake.key, handshake.rest
+        self._handshakes.finish(handshake)
+        handshake.connection = None
+        handshake.finished = True
+        transport.resume_reading()
+        terminal = Terminal(self, connection, transport)
+        connection.owner = terminal
+        terminal.start(key, rest)
+
+    def opened(self, terminal: Terminal) -> None:
+        """The 101 has been written."""
+        terminal.ping_slot = self._pings.add(terminal)
+        if terminal.connection.closing:  # forced offline while it was opening
+            self._closing.start(terminal, self._loop.time())
+
+    def linger(self, handshake: Handshake) -> None:
+        """A refused peer gets some time to read the answer and end its side."""
+        self._handshakes.finish(handshake)
+        self._lingering.start(handshake, self._loop.time())
+
+    def handshake_lost(self, handshake: Handshake) -> None:
+        """The socket of a request is gone."""
+        self._handshakes.finish(handshake)
+        self._lingering.finish(handshake)
+        handshake.finished = True
+        if handshake.connection is not None:
+            self._abandon(handshake)
+        self._socket_gone()
+
+    def _abandon(self, handshake: Handshake) -> None:
+        """Take an opening back: whether Redis has counted it or not, its close comes after it."""
+        connection, handshake.connection = handshake.connection, None
+        assert connection is not None
+        self._leave(connection)
+
+    def _handshake_expired(self, handshake: Handshake) -> None:
+        if handshake.connection is not None:
+            self._abandon(handshake)
+        handshake.timed_out()
+
+    # ---- after the 101
+
+    def close(self, connection: Connection, code: int, reason: str = "", *, frame: bytes | None = None) -> None:
+        """Begin to close a connection: nothing is delivered to it any more. Waits for nobody.
+
+        Args:
+            connection: Open, opening or closing already.
+            code: The close code.
+            reason: Goes into the Close frame.
+            frame: The whole Close frame where it exists already.
+        """
+        assert self.router is not None
+        if connection.begin_close(frame or close_frame(code, reason), code):
+            self.router.retire(connection)
+            if isinstance(connection.owner, Terminal):
+                self._closing.start(connection.owner, self._loop.time())
+
+    def force_offline(self, client: Client) -> None:
+        """Close all connections of a client, as FreeIM does."""
+        for connection in list(client.connections):
+            self.close(connection, CloseCode.GOING_AWAY, "disconnect")
+
+    def broken(self, connection: Connection, code: int, reason: str) -> None:
+        """A terminal broke the rules."""
+        log.info("closed a connection of client %s with %d: %s", connection.client.id.decode(), code, reason)
+
+    def gone(self, terminal: Terminal) -> None:
+        """The socket of a WebSocket connection is gone."""
+        connection = terminal.connection
+        if connection.transport is None:
+            return
+        connection.detach_transport()
+        self._closing.finish(terminal)
+        self._pings.remove(terminal, terminal.ping_slot)
+        self._leave(connection)
+        self._socket_gone()
+
+    def _leave(self, connection: Connection) -> None:
+        assert self.router is not None
+        self.living.pop(connection.number, None)
+        client = connection.client
+        # A close that overtook the re-read would delete the hash, and the read would track a missing key for good.
+        deferred = client.reading
+        self.router.detach(connection)
+        if deferred:
+            client.deferred_closes = [*(client.deferred_closes or ()), connection.number]
+        else:
+            self._presence.close(connection.number)
+
+    def _socket_gone(self) -> None:
+        self.accepted -= 1
+        if self.on_closed is not None:
+            self.on_closed()
+
+    def _too_slow(self, connection: Connection) -> None:
+        log.info(
+            "cut a connection of client %s: it reads too slowly, %d bytes were waiting",
+            connection.client.id.decode(),
+            self.options.queue_limit,
+        )
+        self.close(connection, CloseCode.TOO_SLOW, "too slow")
+
+    def _cut(self, terminal: Terminal) -> None:
+        transport = terminal.connection.transport
+        if transport is not None:
+            transport.abort()
+
+    # ---- the clock
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call something after a while."""
+        self._loop.call_later(seconds, call)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        for deadlines in (self._handshakes, self._lingering, self._closing):
+            deadlines.expire(now)
+        self._timers[0] = self._loop.call_later(TICK, self._tick)
+
+    def _turn(self) -> None:
+        self._pings.turn()
+        self._timers[1] = self._loop.call_later(self._pings.turn_seconds, self._turn)
+
+    def _ping(self, terminal: Terminal) -> None:
+        terminal.connection.awaiting_pong = True
+        terminal.connection.send_control(PING)
+
+    def _check_pong(self, terminal: Terminal) -> None:
+        connection = terminal.connection
+        if connection.awaiting_pong and not connection.closing:
+            log.info("cut a connection of client %s: it did not answer a ping", connection.client.id.decode())
+            self.close(connection, CloseCode.NO_PONG, "no pong")
+            connection.flush_now()
+            # No answer is to be expected from a peer that did not answer the ping.
+            connection.transport.close()
+
+    # ---- the end
+
+    async def drain(self) -> None:
+        """Close every connection with 1012, spread over the drain time, and wait until they are gone or cut."""
+        self.draining = True
+        connections = list(self.living.values())
+        pause = self.options.drain / len(connections) * CLOSES_PER_TURN if connections else 0.0
+        batch = CLOSES_PER_TURN
+        if pause > TICK:  # few connections: smaller steps, the same time in all
+            batch = max(1, int(batch * TICK / pause))
+            pause = self.options.drain * batch / len(connections)
+        for start in range(0, len(connections), batch):
+            for connection in connections[start : start + batch]:
+                self.close(connection, CloseCode.SERVICE_RESTART, "service restart")
+            await asyncio.sleep(pause)
+        end = self._loop.time() + self.options.close_timeout + 2 * TICK
+        while self.living and self._loop.time() < end:
+            await asyncio.sleep(0.02)
+
+
+def _read_token(value: bytes, options: Options) -> tuple[str, ClientId]:
+    try:
+        text = value.decode("utf-8")
+        return text, check_client_id(json.loads(text)["Item1"], options.ids)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise Refusal(401, f"the token's content is not that of a deployment with '{options.ids}' ids") from None

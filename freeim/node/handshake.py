@@ -1,0 +1,121 @@
+"""The protocol of a connection before it is a WebSocket: read the request, answer it or hand it on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from freeim._core import Connection
+from freeim.node.http import Refusal, Request, parse_head, response
+
+if TYPE_CHECKING:
+    from freeim.node.connections import Connections
+
+log = logging.getLogger("freeim")
+
+_HEAD_END: Final = b"\r\n\r\n"
+
+
+class Handshake(asyncio.Protocol):
+    """One request. It ends in a refusal, or as the owner of a `Connection` that waits for its 101.
+
+    Args:
+        connections: Where it goes.
+    """
+
+    __slots__ = ("_buffer", "_connections", "_head_done", "connection", "finished", "key", "token", "transport")
+
+    def __init__(self, connections: Connections) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.connection: Connection | None = None
+        self.key = ""
+        self.token = ""
+        self.finished = False
+        self._connections = connections
+        self._buffer = bytearray()
+        self._head_done = False
+
+    @property
+    def peer(self) -> str:
+        """The address of the peer, for the log."""
+        name = self.transport.get_extra_info("peername") if self.transport is not None else None
+        return f"{name[0]}:{name[1]}" if name else "a peer that has gone"
+
+    @property
+    def rest(self) -> bytes:
+        """What the terminal sent after its request."""
+        return bytes(self._buffer)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self._connections.handshake_begins(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self.finished:
+            return  # refused already; what still comes is read only so that the peer gets to see our answer
+        self._buffer += data
+        max_head = self._connections.options.max_head
+        if self._head_done:
+            if len(self._buffer) > self._connections.options.max_inbound:
+                assert self.transport is not None
+                self.transport.pause_reading()
+            return
+        try:
+            # Some clients send an empty line first (RFC 9112, section 2.2).
+            while self._buffer.startswith(b"\r\n"):
+                del self._buffer[:2]
+            end = self._buffer.find(_HEAD_END)
+            if end > max_head or (end < 0 and len(self._buffer) > max_head):
+                raise Refusal(431, f"the request head is longer than {max_head} bytes")
+            if end < 0:
+                return
+            head = bytes(self._buffer[:end])
+            del self._buffer[: end + len(_HEAD_END)]
+            self._head_done = True
+            self._connections.request(self, parse_head(head))
+        except Refusal as refusal:
+            self.refuse(refusal)
+
+    def eof_received(self) -> bool:
+        if not self._head_done and not self.finished and self._buffer:
+            self.refuse(Refusal(400, "the request ended before its empty line"))
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._connections.handshake_lost(self)
+
+    def timed_out(self) -> None:
+        """The request, Redis, or the peer's end after an answer took too long."""
+        if self.finished:
+            if self.transport is not None:
+                self.transport.abort()
+        elif self._head_done:
+            self.refuse(Refusal(503, "Redis did not answer in time", "Retry-After: 1"))
+        else:
+            self.refuse(Refusal(408, "the request did not come in time"))
+
+    def answer(self, request: Request, status: int, body: str, *headers: str) -> None:
+        """Answer a plain HTTP request and end the connection."""
+        self._finish(response(status, body, *headers, head_only=request.method == "HEAD"))
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer with an error status and end the connection."""
+        log.info("refused %s with %d: %s", self.peer, refusal.status, refusal.reason)
+        self._finish(response(refusal.status, refusal.reason, *refusal.headers))
+
+    def _finish(self, answer: bytes) -> None:
+        self.finished = True
+        self._buffer.clear()
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(answer)
+        if transport.can_write_eof():
+            # Closing at once, with bytes of the peer unread, would be a reset, which can destroy our answer on its
+            # way. So: end our side, and read on until the peer ends its own or its time is over.
+            transport.write_eof()
+            self._connections.linger(self)
+        else:
+            transport.close()

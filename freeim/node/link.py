@@ -1,0 +1,190 @@
+"""One connection to Redis: commands go out pipelined, replies come back in order."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+import hiredis
+
+from freeim._core import RespStream
+from freeim.redis_url import RedisAddress
+
+Callback = Callable[[Any], None]
+"""Gets the reply; an exception where Redis answered with an error or the connection was lost."""
+
+CONNECT_TIMEOUT: Final = 5.0
+"""Seconds for a connection to Redis, its TLS handshake and its greeting included."""
+
+
+class LinkLost(ConnectionError):
+    """The connection to Redis ended before the reply came."""
+
+
+class RedisLink(asyncio.Protocol):
+    """One connection to Redis. Its commands of one turn of the loop leave in one write.
+
+    Args:
+        on_message: Gets the payload of each message on a subscribed channel.
+        on_invalidate: Gets the invalidated keys, or None for all of them.
+        on_received: Called after each chunk from Redis has been handled.
+        on_lost: Called once, with the reason, when the connection ends by itself.
+        gate: Asked before each chunk; where it returns False the chunk is the gate's to keep (see `feed`).
+    """
+
+    def __init__(
+        self,
+        *,
+        on_message: Callable[[bytes], None] | None = None,
+        on_invalidate: Callable[[list[bytes] | None], None] | None = None,
+        on_received: Callable[[], None] | None = None,
+        on_lost: Callable[[Exception], None] | None = None,
+        gate: Callable[[bytes], bool] | None = None,
+    ) -> None:
+        self.resp3 = False
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._subscribes = on_message is not None
+        self._on_message = on_message or _ignore
+        self._on_invalidate = on_invalidate or _ignore
+        self._on_received = on_received
+        self._on_lost = on_lost
+        self._gate = gate
+        self._subscribed: asyncio.Future[None] | None = None
+        self._out: list[bytes] = []
+        self._stream = self._new_stream(hiredis.PushNotification)
+
+    def _new_stream(self, push_type: type) -> RespStream:
+        reader = hiredis.Reader(notEnoughData=RespStream.NOTHING)
+        return RespStream(reader, push_type, self._on_message, self._on_invalidate, self._on_push)
+
+    @property
+    def alive(self) -> bool:
+        """Whether commands can be sent."""
+        return self._transport is not None
+
+    async def connect(self, address: RedisAddress) -> None:
+        """Connect and greet: RESP3 where Redis has it (6.0 and newer), else RESP2.
+
+        Raises:
+            OSError: Redis cannot be reached, or the connection ended (`LinkLost`).
+            TimeoutError: It took longer than `CONNECT_TIMEOUT`.
+            hiredis.ReplyError: Redis refused the user, the password or the database.
+        """
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            if address.socket_path is not None:
+                await self._loop.create_unix_connection(lambda: self, address.socket_path)
+            else:
+                context = ssl.create_default_context() if address.tls else None
+                await self._loop.create_connection(lambda: self, address.host, address.port, ssl=context)
+            await self._greet(address)
+
+    async def _greet(self, address: RedisAddress) -> None:
+        auth = [address.username or "default", address.password] if address.password is not None else []
+        try:
+            await self.call("HELLO", "3", *(["AUTH", *auth] if auth else []))
+            self.resp3 = True
+        except hiredis.ReplyError as error:
+            if not str(error).startswith(("ERR unknown command", "NOPROTO", "ERR NOPROTO")):
+                raise
+            if auth:
+                await self.call("AUTH", *(auth if address.username else auth[1:]))
+            if self._subscribes:
+                # All that a subscribed RESP2 connection receives are messages, as plain arrays.
+                self._stream = self._new_stream(list)
+        if address.database and not self._subscribes:
+            await self.call("SELECT", str(address.database))
+        elif address.database and self.resp3:
+            await self.call("SELECT", str(address.database))
+
+    async def subscribe(self, channel: str) -> None:
+        """Listen to a channel; returns when Redis has confirmed it."""
+        self._subscribed = self._loop.create_future()
+        self._write(hiredis.pack_command(("SUBSCRIBE", channel)))
+        await self._subscribed
+
+    async def call(self, *args: str | bytes | int) -> Any:
+        """Send one command and return its reply.
+
+        Raises:
+            hiredis.ReplyError: Redis answered with an error.
+            LinkLost: The connection ended first.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self.send(lambda reply: _resolve(future, reply), *args)
+        return await future
+
+    def send(self, callback: Callback, *args: str | bytes | int) -> None:
+        """Send one command. The callback gets the reply; an error reply comes as an exception object."""
+        if self._transport is None:
+            callback(LinkLost("no connection to Redis"))
+            return
+        self._stream.waiting.append(callback)
+        self._write(hiredis.pack_command(args))
+
+    def _write(self, packed: bytes) -> None:
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(packed)
+
+    def _flush(self) -> None:
+        if self._transport is not None:
+            self._transport.write(b"".join(self._out))
+        self._out.clear()
+
+    def close(self, reason: Exception | None = None) -> None:
+        """End the connection. Commands without a reply fail; `on_lost` is called only where a reason is given."""
+        if self._transport is None:
+            return
+        transport, self._transport = self._transport, None
+        transport.abort()
+        error = reason or LinkLost("the connection to Redis was closed")
+        if self._subscribed is not None and not self._subscribed.done():
+            self._subscribed.set_exception(error)
+            self._subscribed.exception()  # nobody may be waiting any more
+        waiting = self._stream.waiting
+        while waiting:
+            waiting.popleft()(error)
+        if reason is not None and self._on_lost is not None:
+            self._on_lost(reason)
+
+    # ---- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        if self._gate is None or self._gate(data):
+            self.feed(data)
+
+    def feed(self, data: bytes) -> None:
+        """Handle bytes from Redis; those that the gate kept come in here later."""
+        try:
+            self._stream.receive(data)
+        except hiredis.ProtocolError as error:
+            self.close(LinkLost(f"Redis sent something that is not its protocol: {error}"))
+            return
+        if self._on_received is not None:
+            self._on_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.close(LinkLost(f"the connection to Redis ended: {exc or 'closed by Redis'}"))
+
+    def _on_push(self, push: list[Any]) -> None:
+        if push[0] == b"subscribe" and self._subscribed is not None and not self._subscribed.done():
+            self._subscribed.set_result(None)
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+def _resolve(future: asyncio.Future[Any], reply: Any) -> None:
+    if future.done():
+        return
+    if isinstance(reply, Exception):
+        future.set_exception(reply)
+    else:
+        future.set_result(reply)

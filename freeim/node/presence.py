@@ -1,0 +1,231 @@
+"""Presence as a lease with a fence: what this node instance contributes to Redis, and what it takes out again.
+
+An instance is an *epoch*, 128 random bits. It lives while its `Alive` key does, and everything that it counted into
+`Online` stands in its share too, so that whoever outlives it can take out exactly that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from freeim._core import Connection
+from freeim.config import Options
+from freeim.envelope import PROBE_HEAD
+from freeim.errors import ConfigError, NodeReplaced
+from freeim.names import Names
+from freeim.node.session import BEAT_INTERVAL, Session
+from freeim.scripts import load_script
+
+log = logging.getLogger("freeim")
+
+LEASE_MS: Final = int(3 * BEAT_INTERVAL * 1000)
+"""How long a node that was heard last still counts as living, in milliseconds."""
+
+FENCED: Final = -2
+USED: Final = -3
+
+CLOSES_PER_SCRIPT: Final = 100
+"""Connections that one script takes out: a longer one would keep Redis from everybody else."""
+
+
+class Presence:
+    """Takes the node's name, and opens and closes connections in Redis.
+
+    Args:
+        session: Where commands go.
+        names: The deployment's keys.
+        options: The node's options, with its name.
+    """
+
+    def __init__(self, session: Session, names: Names, options: Options) -> None:
+        self.epoch = secrets.token_hex(16)
+        self.nodes: tuple[str, ...] = ()
+        self._session = session
+        self._names = names
+        self._options = options
+        self._name = options.node or ""
+        self._beats = 0
+        self._closes: list[int] = []
+
+    # ---- the name
+
+    async def take(self) -> None:
+        """Take the node's name, register it and the list of nodes, and bury a dead predecessor.
+
+        Raises:
+            ConfigError: The name has a living owner, or the list of nodes differs from the one in use.
+            hiredis.HiredisError, OSError: Redis failed.
+        """
+        names, options = self._names, self._options
+        reply = await self._session.run_and_wait(
+            load_script("take"),
+            [names.lease(self._name), names.alive(self.epoch), names.shares, names.nodes, names.urls],
+            names.prefix,
+            self._name,
+            self.epoch,
+            LEASE_MS,
+            int(options.takeover),
+            json.dumps(options.nodes) if options.nodes else "",
+            int(options.replace_nodes),
+            options.public_url or "",
+            1,  # this process has subscribed to the channel already
+        )
+        outcome, detail, *dead = (part.decode() for part in reply)
+        if outcome == "TAKEN":
+            raise ConfigError(
+                f"a living process already is the node {self._name!r} (epoch {detail}); stop it, give this one another "
+                "name with --node, or take its place with --takeover"
+            )
+        if outcome == "LIST":
+            mine = options.nodes or (self._name,)
+            raise ConfigError(
+                f"the list of nodes differs from the one in use. Here: {', '.join(mine)}. Registered in Redis: "
+                f"{', '.join(json.loads(detail))}. Start every node with the same --nodes in the same order; to change "
+                "the list, stop all nodes first, or force it with --replace-nodes"
+            )
+        self.nodes = tuple(json.loads(detail))
+        for epoch in dead:
+            await self.bury(epoch)
+
+    async def bury(self, epoch: str) -> int:
+        """Take out all that a dead instance left behind, and return how many connections that was."""
+        names = self._names
+        total = 0
+        while True:
+            taken = await self._session.run_and_wait(
+                load_script("close"),
+                [names.share(epoch), names.online, names.list_chan, names.shares, names.alive(epoch)],
+                names.prefix,
+                names.event_offline,
+                epoch,
+            )
+            if taken <= 0:
+                break
+            total += taken
+        if total:
+            log.info("took out %d connections that a dead predecessor left behind", total)
+        return total
+
+    async def beat(self) -> bool:
+        """Renew the lease and send a probe; True where the life had ended and everything must be compared.
+
+        Raises:
+            NodeReplaced: Another process owns the name now.
+            hiredis.HiredisError, OSError: Redis failed.
+        """
+        names = self._names
+        self._beats += 1
+        reply = await self._session.run_and_wait(
+            load_script("beat"),
+            [names.lease(self._name), names.alive(self.epoch), names.shares, names.server(self._name)],
+            self._name,
+            self.epoch,
+            LEASE_MS,
+            f"{PROBE_HEAD}{self._beats}",
+        )
+        if reply == b"REPLACED":
+            raise NodeReplaced(f"another process took the name {self._name!r} over")
+        return bool(reply == b"REVIVED")
+
+    async def release(self) -> None:
+        """Give the name back after a clean stop."""
+        names = self._names
+        await self._session.run_and_wait(
+            load_script("release"),
+            [names.lease(self._name), names.alive(self.epoch), names.shares, names.share(self.epoch)],
+            self.epoch,
+        )
+
+    # ---- connections
+
+    def open(self, connection: Connection, token: str, on_reply: Callable[[Any], None]) -> None:
+        """Count a connection and burn its token; see lua/open.lua for the replies."""
+        self._run_open(connection, self._names.token(token), (), on_reply)
+
+    def close(self, number: int) -> None:
+        """Take a connection out. All closes of one turn of the loop go in one script."""
+        if not self._closes:
+            asyncio.get_running_loop().call_soon(self._flush_closes)
+        self._closes.append(number)
+
+    def _flush_closes(self) -> None:
+        # While the session is down, the comparison after it does their work.
+        closes, self._closes = self._closes, []
+        if self._session.up:
+            self._take_out(closes)
+
+    def forget(self, client_id: bytes) -> None:
+        """Let Redis stop tracking a client's key that was read but never opened."""
+        key = self._names.client("").encode() + client_id
+        self._session.run(_warn_on_error, load_script("touch"), [key])
+
+    def _take_out(self, numbers: list[int]) -> None:
+        names = self._names
+        for start in range(0, len(numbers), CLOSES_PER_SCRIPT):
+            self._session.run(
+                _warn_on_error,
+                load_script("close"),
+                [names.share(self.epoch), names.online, names.list_chan, names.shares, names.alive(self.epoch)],
+                names.prefix,
+                names.event_offline,
+                "",
+                *numbers[start : start + CLOSES_PER_SCRIPT],
+            )
+
+    def _run_open(
+        self, connection: Connection, token_key: str, channels: Iterable[bytes], on_reply: Callable[[Any], None]
+    ) -> None:
+        names = self._names
+        client_id = connection.client.id
+        self._session.run(
+            on_reply,
+            load_script("open"),
+            [
+                names.alive(self.epoch),
+                names.share(self.epoch),
+                names.online,
+                names.client("").encode() + client_id,
+                names.list_chan,
+                token_key,
+            ],
+            names.prefix,
+            connection.number,
+            client_id,
+            connection.token_json,
+            names.event_online,
+            *channels,
+        )
+
+    async def reconcile(self, living: dict[int, Connection]) -> None:
+        """Compare the share with the living connections, field by field, and mend what differs.
+
+        Living connections that the share has lost were buried, or Redis lost them: their count, their Online event and
+        the channels that this node remembers come back, each in one script. Where nothing is missing nobody was buried.
+
+        Args:
+            living: Connection number to connection: all whose opening was confirmed and whose socket is open.
+
+        Raises:
+            hiredis.HiredisError, OSError: Redis failed.
+        """
+        share = {int(number) for number in await self._session.call("HKEYS", self._names.share(self.epoch))}
+        # From here to the sending nothing else runs, so a connection that closes now sends its close after its open.
+        self._closes.clear()
+        self._take_out([number for number in share if number not in living])
+        missing = [connection for number, connection in living.items() if number not in share]
+        for connection in missing:
+            self._run_open(connection, "", connection.client.channel_names, _warn_on_error)
+        # One more round trip, behind all of these in the same pipeline: then they are done.
+        await self._session.call("PING")
+        if missing:
+            log.info("put %d connections back that Redis had lost", len(missing))
+
+
+def _warn_on_error(reply: Any) -> None:
+    if isinstance(reply, Exception) and not isinstance(reply, ConnectionError):
+        log.warning("Redis refused to update presence: %s", reply)

@@ -1,0 +1,319 @@
+"""The node's two connections to Redis, as one: the reader hears the bus, the writer does everything else.
+
+Where either is lost both are: memberships may have changed unheard, so after a gap everything is compared and read
+again. A session is *up* once that has been done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+import hiredis
+
+from freeim.errors import RedisUnavailable
+from freeim.node.link import Callback, LinkLost, RedisLink
+from freeim.redis_url import RedisAddress
+from freeim.scripts import Script
+
+log = logging.getLogger("freeim")
+
+BEAT_INTERVAL: Final = 5.0
+"""Seconds between two renewals of the node's lease, which lasts three of them."""
+SILENCE_LIMIT: Final = 10.0
+"""Seconds without the answer to a beat, or without the node's own probe, after which the session counts as lost."""
+MAX_BACKOFF: Final = 5.0
+"""Seconds between two attempts to connect, at most: a lease is not to run out because of our own patience."""
+
+# Linux stops CLOCK_MONOTONIC while the machine sleeps; a lease in Redis goes on.
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class SessionUser(Protocol):
+    """What a session asks of the node."""
+
+    def on_message(self, payload: bytes) -> None:
+        """A payload was published on the node's channel."""
+
+    def on_invalidate(self, keys: list[bytes] | None) -> None:
+        """Redis says that keys were changed; None: any of them may have been."""
+
+    def on_received(self) -> None:
+        """All that was read at once has been handled."""
+
+    def on_gap(self, reason: Exception) -> None:
+        """The session is lost; what was under way has failed."""
+
+    async def recover(self) -> None:
+        """Connected again: bring Redis and this node to the same state."""
+
+    async def beat(self) -> None:
+        """Renew the lease and send the probe."""
+
+
+class Session:
+    """Keeps the two connections, and connects them again for as long as the node runs.
+
+    Args:
+        address: Where Redis is.
+        channel: The node's pub/sub channel.
+        user: The node.
+    """
+
+    def __init__(self, address: RedisAddress, channel: str, user: SessionUser) -> None:
+        self.up = False
+        self.tracking = False
+        self.tracking_refused = ""
+        self.problem = "not connected yet"
+        self.gaps = 0
+        self._address = address
+        self._channel = channel
+        self._user = user
+        self._reader: RedisLink | None = None
+        self._writer: RedisLink | None = None
+        self._lost: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._held: list[bytes] | None = None
+        self._last_beat = 0.0
+        self._last_probe = 0.0
+        self._beat_asked = asyncio.Event()
+
+    # ---- commands
+
+    def send(self, callback: Callback, *args: str | bytes | int) -> None:
+        """Send a command over the writer; see `RedisLink.send`."""
+        if self._writer is None:
+            callback(LinkLost("no connection to Redis"))
+        else:
+            self._writer.send(callback, *args)
+
+    async def call(self, *args: str | bytes | int) -> Any:
+        """Send a command over the writer and return its reply; see `RedisLink.call`."""
+        if self._writer is None:
+            raise LinkLost("no connection to Redis")
+        return await self._writer.call(*args)
+
+    def read(self, callback: Callback, *args: str | bytes | int) -> None:
+        """Send a command over the reader, whose replies keep their place in the stream of messages."""
+        if self._reader is None:
+            callback(LinkLost("no connection to Redis"))
+        else:
+            self._reader.send(callback, *args)
+
+    def run(self, callback: Callback, script: Script, keys: list[str | bytes], *args: str | bytes | int) -> None:
+        """Run a script over the writer; sends its text where Redis has forgotten it."""
+
+        def on_reply(reply: Any) -> None:
+            if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+                self.send(callback, "EVAL", script.text, len(keys), *keys, *args)
+            else:
+                callback(reply)
+
+        self.send(on_reply, "EVALSHA", script.sha, len(keys), *keys, *args)
+
+    async def run_and_wait(self, script: Script, keys: list[str | bytes], *args: str | bytes | int) -> Any:
+        """Run a script over the writer and return its reply.
+
+        Raises:
+            hiredis.ReplyError: Redis answered with an error.
+            LinkLost: The connection ended first.
+        """
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def on_reply(reply: Any) -> None:
+            if future.done():
+                return
+            if isinstance(reply, Exception):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+
+        self.run(on_reply, script, keys, *args)
+        return await future
+
+    # ---- life
+
+    async def start(self, first: Callable[[], Awaitable[None]]) -> None:
+        """Connect for the first time, run `first`, and keep the session from then on.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached or refuses us.
+            ConfigError: Raised by `first`.
+        """
+        try:
+            await self._connect()
+            await first()
+        except (OSError, TimeoutError, hiredis.HiredisError) as error:
+            self._drop()
+            raise RedisUnavailable(f"Redis at {describe(self._address)}: {_explain(error)}", maybe_sent=False) from error
+        except BaseException:
+            self._drop()
+            raise
+        self._beaten()
+        self.up = True
+        self._task = asyncio.create_task(self._keep(), name="freeim session")
+
+    async def stop(self) -> None:
+        """End both connections."""
+        self.up = False
+        self.problem = "the node stops"
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        self._drop()
+
+    def lose(self, reason: Exception) -> None:
+        """Count the session as lost; it connects again by itself."""
+        if self._lost is None or self._lost.done():
+            return
+        self._lost.set_result(None)
+        was_up, self.up = self.up, False
+        self.problem = str(reason)
+        self._held = None
+        self._drop()
+        if was_up:
+            self.gaps += 1
+            log.warning("Redis lost (%s); the connections stay, and are served again once it is back", reason)
+        self._user.on_gap(reason)
+
+    def beat_now(self) -> None:
+        """Beat without waiting for the next turn."""
+        self._beat_asked.set()
+
+    def probe_seen(self) -> None:
+        """The node has heard its own probe: the bus is alive."""
+        self._last_probe = time.clock_gettime(_CLOCK)
+
+    def _drop(self) -> None:
+        reader, self._reader = self._reader, None
+        writer, self._writer = self._writer, None
+        for link in (reader, writer):
+            if link is not None:
+                link.close()
+
+    async def _connect(self) -> None:
+        self._lost = asyncio.get_running_loop().create_future()
+        self._reader = RedisLink(
+            on_message=self._user.on_message,
+            on_invalidate=self._user.on_invalidate,
+            on_received=self._user.on_received,
+            on_lost=self.lose,
+            gate=self._admit,
+        )
+        self._writer = RedisLink(on_lost=self.lose)
+        await self._reader.connect(self._address)
+        await self._writer.connect(self._address)
+        await self._track(self._reader)
+        self._beaten()
+        await self._reader.subscribe(self._channel)
+
+    async def _track(self, reader: RedisLink) -> None:
+        self.tracking = False
+        if not reader.resp3:
+            self.tracking_refused = "this Redis has no RESP3"
+            return
+        try:
+            await reader.call("CLIENT", "TRACKING", "ON")
+        except hiredis.ReplyError as error:
+            self.tracking_refused = f"CLIENT TRACKING was refused: {error}"
+        else:
+            self.tracking = True
+            self.tracking_refused = ""
+
+    async def _keep(self) -> None:
+        while True:
+            beats = asyncio.create_task(self._beats(), name="freeim beats")
+            assert self._lost is not None
+            try:
+                await asyncio.shield(self._lost)
+            finally:
+                beats.cancel()
+                await asyncio.gather(beats, return_exceptions=True)
+            await self._reconnect()
+
+    async def _reconnect(self) -> None:
+        delay = 0.05
+        while True:
+            # Full jitter: nodes that lost Redis together do not come back together.
+            await asyncio.sleep(random.uniform(0, delay))  # noqa: S311
+            delay = min(MAX_BACKOFF, delay * 2)
+            try:
+                await self._connect()
+                await self._user.recover()
+            except (OSError, TimeoutError, hiredis.HiredisError) as error:
+                self.problem = f"Redis at {describe(self._address)}: {_explain(error)}"
+                self._drop()
+                continue
+            if self._lost is None or self._lost.done():
+                continue
+            self._beaten()
+            self.up = True
+            log.info("Redis is back; presence and memberships have been compared")
+            return
+
+    # ---- beats
+
+    def _beaten(self) -> None:
+        self._last_beat = self._last_probe = time.clock_gettime(_CLOCK)
+
+    async def _beats(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(BEAT_INTERVAL):
+                    await self._beat_asked.wait()
+            except TimeoutError:
+                pass
+            self._beat_asked.clear()
+            sent = time.clock_gettime(_CLOCK)
+            try:
+                async with asyncio.timeout(SILENCE_LIMIT):
+                    await self._user.beat()
+            except TimeoutError:
+                self.lose(LinkLost(f"no answer for {SILENCE_LIMIT:.0f} s"))
+                return
+            except (OSError, hiredis.HiredisError) as error:
+                self.lose(LinkLost(f"the lease could not be renewed: {error}"))
+                return
+            self._last_beat = sent
+            self._release()
+            if sent - self._last_probe > SILENCE_LIMIT + BEAT_INTERVAL:
+                self.lose(LinkLost("the node does not hear its own channel any more"))
+                return
+
+    def _admit(self, data: bytes) -> bool:
+        """Whether a chunk may be read now.
+
+        Where this process slept past its lease, others may have buried it: the leaves of the burial must not be
+        believed before the next beat has told, and the reconciliation mended it.
+        """
+        if self._held is not None:
+            self._held.append(data)
+            return False
+        if time.clock_gettime(_CLOCK) - self._last_beat > SILENCE_LIMIT and self.up:
+            self._held = [data]
+            self.beat_now()
+            return False
+        return True
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held and self._reader is not None:
+            for data in held:
+                self._reader.feed(data)
+
+
+def describe(address: RedisAddress) -> str:
+    """Return where Redis is, without user or password."""
+    return address.socket_path or f"{address.host}:{address.port}"
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__
+

@@ -1,0 +1,86 @@
+"""Time limits without a timer per connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Final, Generic, TypeVar
+
+T = TypeVar("T", bound=Hashable)
+
+SLOTS: Final = 25
+"""Turns of the wheel per ping interval: with the default of 25 s the wheel moves once a second."""
+
+
+class Deadlines(Generic[T]):
+    """Things that have the same time to finish. Since the time is the same for all, the oldest ends first.
+
+    Args:
+        delay: Seconds that each has.
+        on_expired: Called with each whose time is over.
+    """
+
+    def __init__(self, delay: float, on_expired: Callable[[T], None]) -> None:
+        self._delay = delay
+        self._on_expired = on_expired
+        self._due: dict[T, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def start(self, thing: T, now: float) -> None:
+        """Give a thing its time, from now on; one that already has a deadline keeps it."""
+        self._due.setdefault(thing, now + self._delay)
+
+    def finish(self, thing: T) -> None:
+        """The thing has finished; also fine for one that never started."""
+        self._due.pop(thing, None)
+
+    def expire(self, now: float) -> None:
+        """Call back for everything whose time is over."""
+        while self._due:
+            thing, due = next(iter(self._due.items()))
+            if due > now:
+                return
+            del self._due[thing]
+            self._on_expired(thing)
+
+
+class PingWheel(Generic[T]):
+    """Says when to ping whom: everybody once per interval, spread over the interval by the time they came.
+
+    Args:
+        interval: Seconds between two pings of one connection.
+        timeout: Seconds to answer, at most the interval.
+        on_ping: Called with each that is due for a ping.
+        on_check: Called with each that was pinged `timeout` ago.
+    """
+
+    def __init__(
+        self, interval: float, timeout: float, on_ping: Callable[[T], None], on_check: Callable[[T], None]
+    ) -> None:
+        self.turn_seconds = interval / SLOTS
+        # Rounded up: nobody is cut before its time is over.
+        self._check_after = min(SLOTS, -int(-timeout // self.turn_seconds))
+        self._slots: list[dict[T, None]] = [{} for _ in range(SLOTS)]
+        self._now = 0
+        self._on_ping = on_ping
+        self._on_check = on_check
+
+    def add(self, thing: T) -> int:
+        """Enter a thing; returns the slot, which `remove` wants back."""
+        # The slot that has just been turned: a full interval until the first ping.
+        self._slots[self._now][thing] = None
+        return self._now
+
+    def remove(self, thing: T, slot: int) -> None:
+        """Take a thing out; also fine for one that is out already."""
+        self._slots[slot].pop(thing, None)
+
+    def turn(self) -> None:
+        """Move on by one slot; to be called every `turn_seconds`."""
+        self._now = (self._now + 1) % SLOTS
+        # Checks come first: with timeout = interval the same slot is checked and pinged in one turn.
+        for thing in list(self._slots[(self._now - self._check_after) % SLOTS]):
+            self._on_check(thing)
+        for thing in list(self._slots[self._now]):
+            self._on_ping(thing)

@@ -1,0 +1,184 @@
+"""All that this package knows of redis-py: how clients are made and checked, and what their errors mean.
+
+Imported when the first helper is made, not with the package: redis-py takes a while, and loads hiredis where that is.
+redis-py 5.0.0 is the lowest version that the tests run on.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any, Final
+
+import redis
+import redis.asyncio
+import redis.asyncio.retry
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, ConnectionError, RedisError, ResponseError, TimeoutError
+from redis.retry import Retry
+
+from freeim.commands import Command
+from freeim.errors import RedisUnavailable
+
+__all__ = ["RedisError", "ResponseError"]
+
+CONNECT_SECONDS: Final = 1.0
+DEFAULT_URL: Final = "redis://127.0.0.1:6379"
+
+_UNLIMITED: Final = 2**31 - 1
+
+
+@cache
+def _marking(base: Any, asynchronous: bool) -> Any:
+    """Return a connection class whose errors tell that it was never connected, so that nothing can have been sent."""
+    if asynchronous:
+
+        async def aconnect(self: Any) -> None:
+            try:
+                await base.connect(self)
+            except BaseException as error:
+                error.freeim_unsent = True  # type: ignore[attr-defined]
+                raise
+
+        return type(base.__name__, (base,), {"connect": aconnect})
+
+    def connect(self: Any) -> None:
+        try:
+            base.connect(self)
+        except BaseException as error:
+            error.freeim_unsent = True  # type: ignore[attr-defined]
+            raise
+
+    return type(base.__name__, (base,), {"connect": connect})
+
+
+def _manners(timeout: float, retry: Any) -> dict[str, Any]:
+    """Return the options of our own client: short waits, and never a second attempt, which could deliver twice."""
+    return {
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "socket_timeout": timeout,
+        "socket_keepalive": True,
+        "retry": retry,
+        "retry_on_timeout": False,
+        "health_check_interval": 0,
+        "protocol": 2,
+        "decode_responses": False,
+    }
+
+
+def redis_url(url: str | None) -> str:
+    """Return the URL to use: the one given, else the environment's ``FREEIM_REDIS_URL``, else the local Redis."""
+    return url or os.environ.get("FREEIM_REDIS_URL") or DEFAULT_URL
+
+
+def open_sync(url: str, timeout: float) -> redis.Redis:
+    """Make a client of our own; no I/O. Options in the URL's query win over ours."""
+    options = _manners(timeout, Retry(NoBackoff(), 0))
+    pool: Any = redis.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
+    pool.connection_class = _marking(pool.connection_class, False)
+    return redis.Redis(connection_pool=pool)
+
+
+def open_async(url: str, timeout: float) -> redis.asyncio.Redis:
+    """Make an asyncio client of our own; no I/O. Options in the URL's query win over ours."""
+    options = _manners(timeout, redis.asyncio.retry.Retry(NoBackoff(), 0))
+    pool: Any = redis.asyncio.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
+    pool.connection_class = _marking(pool.connection_class, True)
+    return redis.asyncio.Redis(connection_pool=pool)
+
+
+def check_sync(client: object) -> redis.Redis:
+    """Return a caller's client, if it is of the kind that `ImHelper` takes.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if isinstance(client, redis.Redis) and not isinstance(client, redis.client.Pipeline):
+        return client
+    raise TypeError(f"ImHelper takes a URL or a redis.Redis, not {_described(client)}")
+
+
+def check_async(client: object) -> redis.asyncio.Redis:
+    """Return a caller's client, if it is of the kind that `AsyncImHelper` takes.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if isinstance(client, redis.asyncio.Redis) and not isinstance(client, redis.asyncio.client.Pipeline):
+        return client
+    raise TypeError(f"AsyncImHelper takes a URL or a redis.asyncio.Redis, not {_described(client)}")
+
+
+def _described(client: object) -> str:
+    kind = type(client)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(client, redis.Redis):
+        return f"{name} (for that there is ImHelper)"
+    if isinstance(client, redis.asyncio.Redis):
+        return f"{name} (for that there is AsyncImHelper)"
+    if "Cluster" in kind.__name__:
+        return f"{name} (Redis Cluster is not supported)"
+    return name
+
+
+def _bus_options(client: Any, timeout: float, retry: Any) -> tuple[type, dict[str, Any]]:
+    """Return how to connect to the same Redis for a subscription.
+
+    A subscription reconnects by itself in redis-py, without a word about what it missed. So it gets a connection of its
+    own, whatever the policy of the client that the rest goes over.
+    """
+    pool = client.connection_pool
+    options = dict(pool.connection_kwargs)
+    for name in list(options):
+        # What belongs to RESP3 and to the pool it was made for.
+        if name.startswith(("maint_", "orig_", "oss_")) or name in ("cache", "cache_config", "event_dispatcher"):
+            del options[name]
+    options.update(_manners(timeout, retry))
+    return pool.connection_class, options
+
+
+def open_bus_sync(client: redis.Redis, timeout: float) -> redis.Redis:
+    """Make a client for one subscription to the Redis of another client; no I/O."""
+    kind, options = _bus_options(client, timeout, Retry(NoBackoff(), 0))
+    return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=kind, **options))
+
+
+def open_bus_async(client: redis.asyncio.Redis, timeout: float) -> redis.asyncio.Redis:
+    """Make an asyncio client for one subscription to the Redis of another client; no I/O."""
+    kind, options = _bus_options(client, timeout, redis.asyncio.retry.Retry(NoBackoff(), 0))
+    return redis.asyncio.Redis(connection_pool=redis.asyncio.ConnectionPool(connection_class=kind, **options))
+
+
+def caches(client: Any) -> bool:
+    """Tell whether a client caches replies; such a one refuses plain reads outside of a pipeline."""
+    return getattr(client.connection_pool, "cache", None) is not None
+
+
+def unavailable(error: Exception) -> RedisUnavailable:
+    """Say what an error of redis-py means for the call that met it."""
+    if isinstance(error, BusyLoadingError) or (
+        isinstance(error, ResponseError) and not isinstance(error, ConnectionError)
+    ):
+        return RedisUnavailable(f"Redis refused the command: {error}", maybe_sent=False)
+    if getattr(error, "freeim_unsent", False):
+        return RedisUnavailable(f"Redis cannot be reached: {error}", maybe_sent=False)
+    how = "did not answer in time" if isinstance(error, TimeoutError) else "closed the connection"
+    return RedisUnavailable(
+        f"Redis {how} ({error}); what was being sent may have been delivered, so it was not sent again", maybe_sent=True
+    )
+
+
+def checked_replies(replies: list[Any], commands: list[Command]) -> list[Any]:
+    """Return the replies of a pipeline.
+
+    Raises:
+        RedisUnavailable: One of them is an error. ``maybe_sent`` tells whether another of them published.
+    """
+    for reply in replies:
+        if isinstance(reply, Exception):
+            published = any(
+                command[0] == "PUBLISH" and not isinstance(other, Exception)
+                for command, other in zip(commands, replies, strict=True)
+            )
+            raise RedisUnavailable(f"Redis refused a command: {reply}", maybe_sent=published) from reply
+    return replies

@@ -1,0 +1,123 @@
+"""Runs one node in this process until a signal, its end, or the end of the process that watches over it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from freeim.config import Options
+from freeim.errors import ConfigError, NodeReplaced, RedisUnavailable
+from freeim.exits import Exit
+from freeim.limits import raise_descriptor_limit
+
+if TYPE_CHECKING:
+    from freeim.node import Node
+
+STOP_SECONDS: Final = 12.0
+"""How long a node may take to stop beyond its drain time: its close time-out, and what Redis needs."""
+
+_log = logging.getLogger("freeim.server")
+
+
+def serve(options: Options, announce: Callable[[str], None], *, lifeline: int | None = None) -> int:
+    """Run one node and return the exit code of the process.
+
+    Args:
+        options: The options of this one node (see `Options.for_worker`).
+        announce: Gets the banner as soon as the node serves.
+        lifeline: A descriptor that comes to its end when this node shall stop.
+    """
+    import uvloop  # compiled, as is the node: neither exists where only the helper runs
+
+    from freeim.node import Node
+
+    raise_descriptor_limit()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(Node, options, announce, lifeline))
+    except ConfigError as error:
+        _log.error("%s", error)
+        return Exit.CONFIG
+    except RedisUnavailable as error:
+        _log.error("%s", error)
+        return Exit.REDIS
+    except NodeReplaced as error:
+        _log.error("%s", error)
+        return Exit.REPLACED
+    except Exception:
+        _log.critical("freeim-server ends because of a defect; please report it with these lines", exc_info=True)
+        return Exit.DEFECT
+
+
+async def _serve(
+    make_node: Callable[[Options], Node], options: Options, announce: Callable[[str], None], lifeline: int | None
+) -> int:
+    node = make_node(options)
+    told = _watch_signals(lifeline)
+    _log.debug("starting the node %s", options.node or options.bind)
+    start = asyncio.ensure_future(node.start())
+    await _first(start, told)
+    if not start.done():
+        start.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await start
+        return Exit.STOPPED
+    try:
+        start.result()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {options.bind}: {error.strerror or error}; choose another --bind"
+        ) from error
+    announce(node.banner())
+    finished = asyncio.ensure_future(node.finished())
+    await _first(finished, told)
+    try:
+        async with asyncio.timeout(options.drain + STOP_SECONDS):
+            await node.stop()
+    except TimeoutError:
+        _log.error("the node did not stop within %g s; leaving it as it is", options.drain + STOP_SECONDS)
+        os._exit(Exit.STOPPED)  # what holds the node up would hold up the end of the loop too
+    if finished.done():
+        finished.result()
+    finished.cancel()
+    return Exit.STOPPED
+
+
+def _watch_signals(lifeline: int | None) -> asyncio.Event:
+    """Return an event that is set by SIGTERM, Ctrl-C and the end of the lifeline; a second Ctrl-C ends at once."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+
+    def tell(why: str) -> None:
+        if not told.is_set():
+            _log.info("stopping: %s", why)
+            told.set()
+
+    def interrupt() -> None:
+        if told.is_set():
+            os._exit(Exit.INTERRUPTED)
+        tell("Ctrl-C (once more to stop at once)")
+
+    def end_of_lifeline() -> None:
+        if lifeline is not None and not os.read(lifeline, 1024):
+            loop.remove_reader(lifeline)
+            tell("the process that started this worker is gone")
+
+    loop.add_signal_handler(signal.SIGTERM, tell, "SIGTERM")
+    if lifeline is None:
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+    else:
+        loop.add_reader(lifeline, end_of_lifeline)
+    return told
+
+
+async def _first(task: asyncio.Future[None], told: asyncio.Event) -> None:
+    """Wait until the task is done or the event is set."""
+    waiting = asyncio.ensure_future(told.wait())
+    await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()

@@ -1,0 +1,180 @@
+"""``--workers N``: one process for each node, started, restarted and stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from freeim.config import Options
+from freeim.exits import Exit
+from freeim.worker import pack, unpack_banner
+
+KILL_SECONDS = 15.0
+"""How long the workers may take to stop, beyond their drain time, until they are killed."""
+
+FIRST_PAUSE: Final = 0.5
+LONGEST_PAUSE: Final = 30.0
+"""A crashed worker starts again after a pause, which doubles from the first to the longest."""
+STEADY_SECONDS: Final = 60.0
+"""A worker that lived this long starts again with the first pause."""
+
+_log = logging.getLogger("freeim.supervisor")
+
+
+def supervise(options: Options, announce: Callable[[str], None]) -> int:
+    """Run all workers until a signal or the end of the group, and return the exit code.
+
+    Args:
+        options: The options of the group; each worker gets its own out of them.
+        announce: Gets one banner for all, when the last worker serves.
+    """
+    return asyncio.run(_Group(options, announce).run())
+
+
+class _Worker:
+    """One place in the group, taken by one process after the other."""
+
+    def __init__(self, index: int, options: Options) -> None:
+        self.index = index
+        self.options = options
+        self.process: asyncio.subprocess.Process | None = None
+        self.banner: str | None = None
+
+    async def run_once(self, serving: Callable[[_Worker, int], None]) -> int:
+        """Run one process to its end and return its exit code; `serving` is called when its node serves."""
+        # -P keeps the current folder from shadowing modules, and the search path is handed on as it is here.
+        command = (sys.executable, "-P", "-m", "freeim.worker", self.options.node or self.options.bind)
+        environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        with _interrupts_blocked():
+            process = await asyncio.create_subprocess_exec(
+                *command, env=environ, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+            )
+        self.process = process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(pack(self.options))
+        line = await process.stdout.readline()
+        if line:
+            self.banner = unpack_banner(line)
+            serving(self, process.pid)
+        return await process.wait()
+
+
+class _Group:
+    def __init__(self, options: Options, announce: Callable[[str], None]) -> None:
+        self._drain = options.drain
+        self._announce = announce
+        self._announced = False
+        self._workers = [_Worker(index, options.for_worker(index)) for index in range(options.workers)]
+        self._told = asyncio.Event()
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._told.set)
+        loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        _log.info("starting %d workers", len(self._workers))
+        tending = [asyncio.ensure_future(self._tend(worker)) for worker in self._workers]
+        told = asyncio.ensure_future(self._told.wait())
+        await asyncio.wait((told, *tending), return_when=asyncio.FIRST_COMPLETED)
+        self._told.set()
+        ended = [task for task in tending if task.done()]
+        for task in (told, *tending):
+            task.cancel()
+        await asyncio.gather(told, *tending, return_exceptions=True)
+        await self._stop()
+        return ended[0].result() if ended else Exit.STOPPED
+
+    async def _tend(self, worker: _Worker) -> int:
+        """Keep one worker running; return the exit code of one that ends the whole group."""
+        pause = 0.0
+        while True:
+            started = time.monotonic()
+            code = await worker.run_once(self._serving)
+            # A mistake in the configuration, or Redis away at the very start, is for people to mend. Later on Redis
+            # may come back, so the worker is started again.
+            never_served = worker.banner is None
+            if code == Exit.REPLACED or (never_served and code in (Exit.CONFIG, Exit.REDIS)):
+                return code
+            pause = next_pause(pause, time.monotonic() - started)
+            _log.error(
+                "worker %d (%s) %s; starting it again in %g s", worker.index, worker.options.node, _ended(code), pause
+            )
+            await asyncio.sleep(pause)
+
+    def _serving(self, worker: _Worker, process_id: int) -> None:
+        _log.info("worker %d (%s) serves as process %d", worker.index, worker.options.node, process_id)
+        banners = [worker.banner for worker in self._workers if worker.banner is not None]
+        if len(banners) == len(self._workers) and not self._announced:
+            self._announced = True
+            self._announce(merge_banners(banners))
+
+    def _interrupt(self) -> None:
+        if self._told.is_set():
+            self._kill()
+            os._exit(Exit.INTERRUPTED)
+        _log.info("stopping: Ctrl-C (once more to stop at once)")
+        self._told.set()
+
+    async def _stop(self) -> None:
+        running = self._running()
+        for process in running:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        try:
+            async with asyncio.timeout(self._drain + KILL_SECONDS):
+                for process in running:
+                    await process.wait()
+        except TimeoutError:
+            _log.error("%d of %d workers did not stop in time; killing them", len(self._running()), len(self._workers))
+            self._kill()
+            for process in running:
+                await process.wait()
+
+    def _running(self) -> list[asyncio.subprocess.Process]:
+        processes = (worker.process for worker in self._workers)
+        return [process for process in processes if process is not None and process.returncode is None]
+
+    def _kill(self) -> None:
+        for process in self._running():
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+
+def next_pause(last: float, lived: float) -> float:
+    """Return how long to wait until a worker is started again.
+
+    Args:
+        last: The pause before its last start; 0 where there was none.
+        lived: How many seconds it ran.
+    """
+    return FIRST_PAUSE if last == 0 or lived >= STEADY_SECONDS else min(2 * last, LONGEST_PAUSE)
+
+
+def merge_banners(banners: Sequence[str]) -> str:
+    """Return one banner for all workers: a line that all of them have stands there once."""
+    pages = [banner.splitlines() for banner in banners]
+    if len({len(page) for page in pages}) > 1:
+        return "\n".join(banners)
+    # dict.fromkeys drops the repetitions and keeps the order.
+    return "\n".join(line for row in zip(*pages, strict=True) for line in dict.fromkeys(row))
+
+
+def _ended(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT, for the processes started meanwhile too: they inherit it until they unblock it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

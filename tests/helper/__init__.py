@@ -1,0 +1,1 @@
+"""Tests of the helper; they need ``redis`` and a server binary, nothing compiled."""
