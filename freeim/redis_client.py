@@ -13,14 +13,15 @@ from typing import Any, Final
 import redis
 import redis.asyncio
 import redis.asyncio.retry
+from redis import exceptions
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, ConnectionError, RedisError, ResponseError, TimeoutError
 from redis.retry import Retry
 
 from freeim.commands import Command
 from freeim.errors import RedisUnavailable
 
-__all__ = ["RedisError", "ResponseError"]
+RedisError: Final = exceptions.RedisError
+ResponseError: Final = exceptions.ResponseError
 
 CONNECT_SECONDS: Final = 1.0
 DEFAULT_URL: Final = "redis://127.0.0.1:6379"
@@ -156,13 +157,13 @@ def caches(client: Any) -> bool:
 
 def unavailable(error: Exception) -> RedisUnavailable:
     """Say what an error of redis-py means for the call that met it."""
-    if isinstance(error, BusyLoadingError) or (
-        isinstance(error, ResponseError) and not isinstance(error, ConnectionError)
+    if isinstance(error, exceptions.BusyLoadingError) or (
+        isinstance(error, exceptions.ResponseError) and not isinstance(error, exceptions.ConnectionError)
     ):
         return RedisUnavailable(f"Redis refused the command: {error}", maybe_sent=False)
     if getattr(error, "freeim_unsent", False):
         return RedisUnavailable(f"Redis cannot be reached: {error}", maybe_sent=False)
-    how = "did not answer in time" if isinstance(error, TimeoutError) else "closed the connection"
+    how = "did not answer in time" if isinstance(error, exceptions.TimeoutError) else "closed the connection"
     return RedisUnavailable(
         f"Redis {how} ({error}); what was being sent may have been delivered, so it was not sent again", maybe_sent=True
     )
