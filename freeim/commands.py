@@ -6,7 +6,10 @@ are known, and given the replies. `ImHelper`, `AsyncImHelper` and their batches 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
@@ -14,8 +17,6 @@ from uuid import UUID
 
 from freeim import envelope
 from freeim.names import (
-    INT64_MAX,
-    INT64_MIN,
     ClientId,
     IdKind,
     Names,
@@ -38,6 +39,8 @@ AnyId = int | str | UUID
 
 Command = tuple[str | bytes | int, ...]
 """One Redis command: its name and its arguments."""
+
+logger: Final = logging.getLogger("freeim")
 
 _GUIDS: Final = re.compile(r"(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:,|\Z))+")
 _GUID_AND_COMMA: Final = 37
@@ -175,16 +178,14 @@ class Send(Call[Published]):
             heard += count
             if count == 0:
                 silent += (node,)
-            elif count > 1:
-                self._notices.warn(
-                    "crowded",
+            elif count > 1 and self._notices.due("crowded"):
+                logger.warning(
                     "%d subscribers hear what is published to node %s: do two processes run under one node name?",
                     count,
                     node,
                 )
-        if silent:
-            self._notices.warn(
-                "silent",
+        if silent and self._notices.due("silent"):
+            logger.warning(
                 "nobody hears what is published to %s: no such node is running, so clients that it should hold miss "
                 "their messages",
                 ", ".join(silent),
@@ -351,8 +352,11 @@ class Commands:
         # first: True and 1.0 equal 1.
         kinds = set(map(type, found))
         if kinds == {int} and self.ids == "int":
-            if min(found) >= INT64_MIN and max(found) <= INT64_MAX and 0 not in found:
-                return found
+            # An array of int64 takes just what is in range.
+            with contextlib.suppress(OverflowError):
+                array("q", found)
+                if 0 not in found:
+                    return found
         elif kinds == {str} and self.ids == "guid":
             # Every 37th character is a comma and there is no other: each id is one GUID in its canonical form.
             joined = ",".join(found)
@@ -392,7 +396,9 @@ class Commands:
         if one:
             to = (self._client(receivers),)
         else:
-            to = list(dict.fromkeys(self._clients(receivers)))
+            to = self._clients(receivers)
+            if len(set(to)) != len(to):
+                to = list(dict.fromkeys(to))
         text = envelope.message_json(message, self._dumps)
         online = self.names.online if report_offline else None
         return SendDirect(self._notices, from_, to, text, bool(receipt), online)

@@ -169,14 +169,12 @@ def group_by_owner(client_ids: Sequence[ClientId], nodes: Sequence[str]) -> dict
     size = len(nodes)
     if size == 1:
         return {nodes[0]: client_ids} if client_ids else {}
-    groups: dict[int, list[ClientId]] = {}
+    groups: list[list[ClientId]] = [[] for _ in nodes]
     for client_id in client_ids:
-        slot = (client_id if isinstance(client_id, int) else int(client_id[-4:], 16)) % size
-        if slot in groups:
-            groups[slot].append(client_id)
-        else:
-            groups[slot] = [client_id]
-    return {nodes[slot]: group for slot, group in groups.items()}
+        groups[(client_id if isinstance(client_id, int) else int(client_id[-4:], 16)) % size].append(client_id)
+    # In the order in which the nodes first come up among the receivers, as FreeIM groups them.
+    filled = sorted((client_ids.index(group[0]), node) for node, group in enumerate(groups) if group)
+    return {nodes[node]: groups[node] for _, node in filled}
 
 
 def connect_url(node: str, public_url: str | None, path: str, token: str) -> str:

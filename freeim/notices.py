@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Final
-
-logger: Final = logging.getLogger("freeim")
 
 NOTICE_SECONDS: Final = 60.0
 """How long a kind of warning keeps silent after it was given."""
 
 
 class Notices:
-    """Writes warnings to the logger ``freeim``, each kind at most once a minute.
+    """Decides which warnings are given: each kind at most once a minute.
 
     Args:
         clock: Tells seconds that only grow.
@@ -24,15 +21,14 @@ class Notices:
         self.clock = clock
         self._next: dict[str, float] = {}
 
-    def warn(self, kind: str, text: str, *args: object) -> None:
-        """Log a warning, unless one of its kind was logged within the last minute.
+    def due(self, kind: str) -> bool:
+        """Tell whether to warn now; if so, the next minute says no.
 
         Args:
             kind: What is warned of.
-            text: A %-format.
-            *args: What the format takes.
         """
         now = self.clock()
-        if now >= self._next.get(kind, now):
-            self._next[kind] = now + NOTICE_SECONDS
-            logger.warning(text, *args)
+        if now < self._next.get(kind, now):
+            return False
+        self._next[kind] = now + NOTICE_SECONDS
+        return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -64,8 +63,7 @@ async def _serve(
     await _first(start, told)
     if not start.done():
         start.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await start
+        await _bounded(start, STOP_SECONDS)
         return Exit.STOPPED
     try:
         start.result()
@@ -76,12 +74,9 @@ async def _serve(
     announce(node.banner())
     finished = asyncio.ensure_future(node.finished())
     await _first(finished, told)
-    try:
-        async with asyncio.timeout(options.drain + STOP_SECONDS):
-            await node.stop()
-    except TimeoutError:
-        _log.error("the node did not stop within %g s; leaving it as it is", options.drain + STOP_SECONDS)
-        os._exit(Exit.STOPPED)  # what holds the node up would hold up the end of the loop too
+    stop = asyncio.ensure_future(node.stop())
+    await _bounded(stop, options.drain + STOP_SECONDS)
+    stop.result()
     if finished.done():
         finished.result()
     finished.cancel()
@@ -121,3 +116,11 @@ async def _first(task: asyncio.Future[None], told: asyncio.Event) -> None:
     waiting = asyncio.ensure_future(told.wait())
     await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
+
+
+async def _bounded(task: asyncio.Future[None], seconds: float) -> None:
+    """Wait for the end of a task; end the process where it takes too long."""
+    await asyncio.wait((task,), timeout=seconds)
+    if not task.done():
+        _log.error("the node did not stop within %g s; leaving it as it is", seconds)
+        os._exit(Exit.STOPPED)  # what holds the node up would hold up the end of the loop too

@@ -41,7 +41,8 @@ def supervise(options: Options, announce: Callable[[str], None]) -> int:
 class _Worker:
     """One place in the group, taken by one process after the other."""
 
-    def __init__(self, index: int, options: Options) -> None:
+    def __init__(self, index: int, options: Options, spawning: asyncio.Lock) -> None:
+        self._spawning = spawning
         self.index = index
         self.options = options
         self.process: asyncio.subprocess.Process | None = None
@@ -52,10 +53,11 @@ class _Worker:
         # -P keeps the current folder from shadowing modules, and the search path is handed on as it is here.
         command = (sys.executable, "-P", "-m", "freeim.worker", self.options.node or self.options.bind)
         environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        with _interrupts_blocked():
-            process = await asyncio.create_subprocess_exec(
-                *command, env=environ, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-            )
+        async with self._spawning:
+            with _interrupts_blocked():
+                process = await asyncio.create_subprocess_exec(
+                    *command, env=environ, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+                )
         self.process = process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -72,7 +74,8 @@ class _Group:
         self._drain = options.drain
         self._announce = announce
         self._announced = False
-        self._workers = [_Worker(index, options.for_worker(index)) for index in range(options.workers)]
+        spawning = asyncio.Lock()  # the blocking of SIGINT does not nest
+        self._workers = [_Worker(index, options.for_worker(index), spawning) for index in range(options.workers)]
         self._told = asyncio.Event()
 
     async def run(self) -> int:

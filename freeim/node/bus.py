@@ -1,4 +1,4 @@
-"""What the reader brings: messages to the router, invalidations to re-reads; and FreeIM's way where tracking is refused."""
+"""What the reader brings: messages to the router, invalidations to re-reads; without tracking, FreeIM's way."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import hiredis
@@ -177,7 +178,7 @@ class Bus:
 
     def _next_chunk(self, rest: list[Client], reply: Any) -> None:
         if not isinstance(reply, Exception):
-            self._connections.later(random.uniform(0, 0.01), lambda: self._reread_chunk(rest))  # noqa: S311
+            self._connections.later(random.uniform(0, 0.01), lambda: self._reread_chunk(rest))
 
     # ---- memberships by channel: FreeIM's way
 
@@ -186,11 +187,7 @@ class Bus:
         batch = _Batch(messages, len(channels))
         self._batches.append(batch)
         for channel in channels:
-            self._session.send(
-                lambda reply, channel=channel: self._members_read(batch, channel, reply),
-                "HKEYS",
-                self._chan_key + channel,
-            )
+            self._session.send(partial(self._members_read, batch, channel), "HKEYS", self._chan_key + channel)
         self._route_ready_batches()
 
     def _members_read(self, batch: _Batch, channel: bytes, reply: Any) -> None:

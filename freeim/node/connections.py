@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -51,6 +52,7 @@ class Connections:
         self._session = session
         self._presence = presence
         self._loop = asyncio.get_running_loop()
+        self._emptied = asyncio.Event()
         self._last_number = 0
         self._fenced: list[Connection] = []
         self._misdirected: set[str] = set()
@@ -100,9 +102,7 @@ class Connections:
         handshake.key = websocket_key(request)
         self._check_ready()
         handshake.token = token_of(request)
-        self._session.send(
-            lambda reply: self._token_read(handshake, reply), "GET", self._names.token(handshake.token)
-        )
+        self._session.send(lambda reply: self._token_read(handshake, reply), "GET", self._names.token(handshake.token))
 
     def _tell_state(self, handshake: Handshake, request: Request) -> None:
         if request.method not in ("GET", "HEAD"):
@@ -155,8 +155,8 @@ class Connections:
             if owner not in self._misdirected:
                 self._misdirected.add(owner)
                 log.warning(
-                    "a client of the node %s came here; it must connect to %s. Does a proxy balance over nodes, or does "
-                    "an application have another list of nodes? This is said once for each node",
+                    "a client of the node %s came here; it must connect to %s. Does a proxy balance over nodes, or "
+                    "does an application have another list of nodes? This is said once for each node",
                     owner,
                     right,
                 )
@@ -308,6 +308,8 @@ class Connections:
     def _leave(self, connection: Connection) -> None:
         assert self.router is not None
         self.living.pop(connection.number, None)
+        if not self.living:
+            self._emptied.set()
         client = connection.client
         # A close that overtook the re-read would delete the hash, and the read would track a missing key for good.
         deferred = client.reading
@@ -379,9 +381,11 @@ class Connections:
             for connection in connections[start : start + batch]:
                 self.close(connection, CloseCode.SERVICE_RESTART, "service restart")
             await asyncio.sleep(pause)
-        end = self._loop.time() + self.options.close_timeout + 2 * TICK
-        while self.living and self._loop.time() < end:
-            await asyncio.sleep(0.02)
+        if self.living:
+            self._emptied.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.options.close_timeout + 2 * TICK):
+                    await self._emptied.wait()
 
 
 def _read_token(value: bytes, options: Options) -> tuple[str, ClientId]:

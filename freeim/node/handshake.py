@@ -82,7 +82,7 @@ class Handshake(asyncio.Protocol):
             self.refuse(Refusal(400, "the request ended before its empty line"))
         return False
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self.transport = None
         self._connections.handshake_lost(self)
 

@@ -102,7 +102,7 @@ class RedisLink(asyncio.Protocol):
     async def subscribe(self, channel: str) -> None:
         """Listen to a channel; returns when Redis has confirmed it."""
         self._subscribed = self._loop.create_future()
-        self._write(hiredis.pack_command(("SUBSCRIBE", channel)))
+        self._write(_pack(("SUBSCRIBE", channel)))
         await self._subscribed
 
     async def call(self, *args: str | bytes | int) -> Any:
@@ -122,7 +122,7 @@ class RedisLink(asyncio.Protocol):
             callback(LinkLost("no connection to Redis"))
             return
         self._stream.waiting.append(callback)
-        self._write(hiredis.pack_command(args))
+        self._write(_pack(args))
 
     def _write(self, packed: bytes) -> None:
         if not self._out:
@@ -175,6 +175,11 @@ class RedisLink(asyncio.Protocol):
     def _on_push(self, push: list[Any]) -> None:
         if push[0] == b"subscribe" and self._subscribed is not None and not self._subscribed.done():
             self._subscribed.set_result(None)
+
+
+def _pack(args: tuple[str | bytes | int, ...]) -> bytes:
+    packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]  # its stub allows one argument only
+    return packed
 
 
 def _ignore(_: object) -> None:

@@ -195,7 +195,7 @@ class Node:
     def on_received(self) -> None:
         self._bus.on_received()
 
-    def on_gap(self, reason: Exception) -> None:
+    def on_gap(self) -> None:
         self._bus.hold()
 
     async def recover(self) -> None:

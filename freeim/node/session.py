@@ -45,7 +45,7 @@ class SessionUser(Protocol):
     def on_received(self) -> None:
         """All that was read at once has been handled."""
 
-    def on_gap(self, reason: Exception) -> None:
+    def on_gap(self) -> None:
         """The session is lost; what was under way has failed."""
 
     async def recover(self) -> None:
@@ -149,7 +149,9 @@ class Session:
             await first()
         except (OSError, TimeoutError, hiredis.HiredisError) as error:
             self._drop()
-            raise RedisUnavailable(f"Redis at {describe(self._address)}: {_explain(error)}", maybe_sent=False) from error
+            raise RedisUnavailable(
+                f"Redis at {describe(self._address)}: {_explain(error)}", maybe_sent=False
+            ) from error
         except BaseException:
             self._drop()
             raise
@@ -179,7 +181,7 @@ class Session:
         if was_up:
             self.gaps += 1
             log.warning("Redis lost (%s); the connections stay, and are served again once it is back", reason)
-        self._user.on_gap(reason)
+        self._user.on_gap()
 
     def beat_now(self) -> None:
         """Beat without waiting for the next turn."""
@@ -240,7 +242,7 @@ class Session:
         delay = 0.05
         while True:
             # Full jitter: nodes that lost Redis together do not come back together.
-            await asyncio.sleep(random.uniform(0, delay))  # noqa: S311
+            await asyncio.sleep(random.uniform(0, delay))
             delay = min(MAX_BACKOFF, delay * 2)
             try:
                 await self._connect()
@@ -316,4 +318,3 @@ def _explain(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return str(error) or type(error).__name__
-

@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from picows import WSFrame, WSListener, WSMsgType
-from picows.picows import WSAutoPingStrategy, WSProtocol, WSTransport
+from picows.picows import WSAutoPingStrategy, WSProtocol, WSTransport  # type: ignore[attr-defined]  # no stub has it
 
 from freeim._core import Connection, control_frame
 from freeim.errors import CloseCode
@@ -116,13 +116,13 @@ class Terminal(WSListener):
 
     # ---- WSListener
 
-    def on_ws_connected(self, transport: WSTransport) -> None:
+    def on_ws_connected(self, _transport: WSTransport) -> None:
         raw = self._transport
         tls = raw.get_extra_info("ssl_object") is not None
         self.connection.attach_transport(raw, -1 if tls else raw.get_extra_info("socket").fileno())
         self._connections.opened(self)
 
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+    def on_ws_frame(self, _transport: WSTransport, frame: WSFrame) -> None:
         if self._broken:
             return
         self.connection.awaiting_pong = False
@@ -132,11 +132,11 @@ class Terminal(WSListener):
         elif kind == WSMsgType.PING:
             self.connection.send_control(control_frame(OP_PONG, frame.get_payload_as_bytes()))
         elif kind == WSMsgType.CLOSE:
-            self._closed_by_peer(int(frame.get_close_code()))
+            self._closed_by_peer(frame.get_close_code().value)
         elif kind != WSMsgType.PONG:
             self._ignore_message(kind, frame)
 
-    def on_ws_disconnected(self, transport: WSTransport) -> None:
+    def on_ws_disconnected(self, _transport: WSTransport | None) -> None:
         self._connections.gone(self)
 
     def pause_writing(self) -> None:
@@ -224,7 +224,7 @@ class Lingering(asyncio.Protocol):
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, _data: bytes) -> None:
         pass
 
     def pause_writing(self) -> None:
@@ -233,5 +233,5 @@ class Lingering(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._terminal.resume_writing()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._terminal.on_ws_disconnected(None)

@@ -1,0 +1,1 @@
+"""Benchmarks. ``python -m bench`` runs all of them and prints a table of ratios."""
