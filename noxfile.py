@@ -128,7 +128,7 @@ def install_wheel(session: nox.Session, *others: str) -> None:
 
 def leave_checkout(session: nox.Session) -> str:
     """Change to a folder where ``tests`` and ``bench`` can be imported, and freeim only if it is installed."""
-    folder = Path(session.create_tmp()) / "outside"
+    folder = Path(session.virtualenv.location).resolve() / "outside"
     folder.mkdir(exist_ok=True)
     for name in ("bench", "tests"):
         if (ROOT / name).is_dir() and not (folder / name).exists():

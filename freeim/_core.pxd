@@ -89,7 +89,7 @@ cdef class Router:
     cdef:
         readonly dict clients         # id -> Client; every client with attached > 0 or reading
         dict _channels                # name -> Channel; only those with a member here
-        dict _pending                 # Client -> None, ordered by `since`
+        object _pending               # OrderedDict: Client -> None, ordered by `since`
         Py_ssize_t _window_bytes
         readonly Py_ssize_t window_limit
         readonly long long dropped    # messages that a pending client missed because the window was full

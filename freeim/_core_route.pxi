@@ -49,7 +49,8 @@ cdef class Router:
                  Py_ssize_t window_limit=268_435_456, bint barrier=True):
         self.clients = {}
         self._channels = {}
-        self._pending = {}
+        # Not a dict: the first of a dict whose oldest entries were deleted is found by walking over the holes.
+        self._pending = OrderedDict()
         self._window = deque()
         self._position = 0
         self.window_limit = window_limit
@@ -110,6 +111,8 @@ cdef class Router:
             self._drop(client)
 
     cdef _drop(self, Client client):
+        if self.clients.get(client.id) is not client:
+            return  # dropped already: an answer from before a gap came late
         # What waited for a client that never came up is decided now: its receipts say that it is offline.
         if client.pending:
             self._settle(client)
@@ -119,15 +122,23 @@ cdef class Router:
     # ---- membership
 
     def members(self, Client client not None, names):
-        """The answer to a re-read: the channels of a client, or None where the read failed and the old ones stay."""
+        """The answer to a re-read: the channels of a client, or None where the read failed and the old ones stay.
+
+        Returns:
+            Whether the channels have changed.
+        """
+        cdef bint changed = False
         client.reading = False
         client.tracked = True
         if names is not None:
-            self._update_channels(client, names)
+            changed = len(names) != len(client.channels) or any(name not in client.channels for name in names)
+            if changed:
+                self._update_channels(client, names)
         if client.attached == 0:
             self._drop(client)
         elif client.pending and client.established:
             self._settle(client)
+        return changed
 
     def invalidate(self, bytes client_id not None):
         """Redis says that the Client hash of a client has changed; of one that is not here, nobody cares."""
@@ -156,13 +167,10 @@ cdef class Router:
         return result
 
     def set_tracking(self, bint tracking):
-        """Change the way of membership; without tracking no client waits for a re-read."""
-        cdef Client client
+        """Change the way of membership. Without tracking none is kept; nobody may be waiting for a re-read then."""
         self.tracking = tracking
         if not tracking:
-            for client in list(self.clients.values()):
-                if client.reading:
-                    self.members(client, None)
+            for client in self.clients.values():
                 self._update_channels(client, ())
 
     cdef _update_channels(self, Client client, names):

@@ -65,6 +65,8 @@ class Bus:
             window_limit=options.bus_queue_limit,
         )
         self.bad_payloads = 0
+        self.idle_rereads = 0
+        """Re-reads after an invalidation that found nothing new."""
         self.open = False
         """False until the node's name is taken: what comes before is not for this instance."""
         self._options = options
@@ -139,7 +141,10 @@ class Bus:
         if isinstance(reply, hiredis.ReplyError):
             log.warning("the channels of client %s could not be read: %s", client.id.decode(), reply)
             reply = None
-        self._connections.membership_read(client, reply)
+        initial = not client.tracked
+        changed = self._connections.membership_read(client, reply)
+        if not changed and not initial:
+            self.idle_rereads += 1
 
     def hold(self) -> None:
         """The stream has a gap: every client waits until its membership has been read again."""
@@ -154,16 +159,24 @@ class Bus:
             tracking: Whether Redis tracks this connection now.
         """
         unread, self._unread = self._unread, []
-        if tracking != self.router.tracking:
-            self.router.set_tracking(tracking)
-            if tracking:
-                # Everybody's membership is unknown, since it was not kept.
-                unread = self.router.hold_all()
-        if self.router.tracking:
-            self._reread_chunk(unread)
-        else:
-            for client in unread:
-                self._connections.membership_read(client, None)
+        if not tracking:
+            self._release(unread)
+            self.router.set_tracking(False)
+            return
+        if not self.router.tracking:
+            # Everybody's membership is unknown, since it was not kept.
+            self.router.set_tracking(True)
+            unread = self.router.hold_all()
+        self._reread_chunk(unread)
+
+    def fall_back(self) -> None:
+        """From now on read the members of a channel for each message to it, as FreeIM does."""
+        self._release([client for client in self.router.clients.values() if client.reading])
+        self.router.set_tracking(False)
+
+    def _release(self, clients: list[Client]) -> None:
+        for client in clients:
+            self._connections.membership_read(client, None)
 
     def _reread_chunk(self, clients: list[Client]) -> None:
         chunk, rest = clients[:REREADS_PER_CHUNK], clients[REREADS_PER_CHUNK:]

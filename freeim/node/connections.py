@@ -44,6 +44,7 @@ class Connections:
         self.living: dict[int, Connection] = {}
         """Number to connection: all that Redis has counted and whose socket is open."""
         self.draining = False
+        self._stopped = False
         self.accepted = 0
         """Sockets that are open, WebSocket or not."""
         self.on_closed: Any = None
@@ -72,20 +73,32 @@ class Connections:
         self._tick()
         self._turn()
 
-    def stop(self) -> None:
-        """Stop the clock, and cut what is still open."""
+    async def stop(self) -> None:
+        """Stop the clock, cut what is still open, and send the last closes to Redis."""
         for timer in self._timers:
             if timer is not None:
                 timer.cancel()
-        for connection in list(self.living.values()):
-            if connection.transport is not None:
-                connection.transport.abort()
+        for terminal in self._closing.things():
+            self._cut(terminal)
+        for handshake in (*self._handshakes.things(), *self._lingering.things()):
+            if handshake.transport is not None:
+                handshake.transport.abort()
+        self._stopped = True
+        if self.accepted:
+            self._emptied.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._emptied.wait()
+        self._presence.flush()
 
     # ---- before the 101
 
     def handshake_begins(self, handshake: Handshake) -> None:
         """A connection was accepted."""
         self.accepted += 1
+        if self._stopped:  # accepted by the system a moment before we stopped
+            assert handshake.transport is not None
+            handshake.transport.abort()
         self._handshakes.start(handshake, self._loop.time())
 
     def request(self, handshake: Handshake, request: Request) -> None:
@@ -205,19 +218,19 @@ class Connections:
             if connection.owner.connection is not None:
                 self._send_open(connection, connection.owner.token)
 
-    def membership_read(self, client: Client, names: list[bytes] | None) -> None:
-        """The answer to a re-read of a client's channels; None where it failed."""
+    def membership_read(self, client: Client, names: list[bytes] | None) -> bool:
+        """The answer to a re-read of a client's channels; None where it failed. Returns whether they have changed."""
         assert self.router is not None
-        self.router.members(client, names)
+        changed = self.router.members(client, names)
         deferred, client.deferred_closes = client.deferred_closes, None
         for number in deferred or ():
             self._presence.close(number)
-        if client.attached == 0 and not deferred and names == []:
-            # Read while it was missing, and nobody will close it: do not let Redis track that key for good.
+        if client.attached == 0:
             self._presence.forget(client.id)
         for connection in list(client.connections):
             if connection.held and connection.number in self.living:
                 self._upgrade_if_ready(connection)
+        return changed
 
     def _upgrade_if_ready(self, connection: Connection) -> None:
         """Send the 101 once both answers are in: the count, and the first reading of the membership."""
@@ -228,6 +241,10 @@ class Connections:
         transport = handshake.transport
         if transport is None or transport.is_closing():
             return  # connection_lost follows, and takes it out
+        if self.draining:
+            self._abandon(handshake)
+            handshake.refuse(Refusal(503, "this node stops; connect again", "Retry-After: 1"))
+            return
         key, rest = handshake.key, handshake.rest
         self._handshakes.finish(handshake)
         handshake.connection = None
@@ -262,6 +279,8 @@ class Connections:
         connection, handshake.connection = handshake.connection, None
         assert connection is not None
         self._leave(connection)
+        if connection.client.attached == 0:
+            self._presence.forget(connection.client.id)
 
     def _handshake_expired(self, handshake: Handshake) -> None:
         if handshake.connection is not None:
@@ -308,8 +327,6 @@ class Connections:
     def _leave(self, connection: Connection) -> None:
         assert self.router is not None
         self.living.pop(connection.number, None)
-        if not self.living:
-            self._emptied.set()
         client = connection.client
         # A close that overtook the re-read would delete the hash, and the read would track a missing key for good.
         deferred = client.reading
@@ -321,6 +338,8 @@ class Connections:
 
     def _socket_gone(self) -> None:
         self.accepted -= 1
+        if not (self.accepted if self._stopped else self.living):
+            self._emptied.set()
         if self.on_closed is not None:
             self.on_closed()
 

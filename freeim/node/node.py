@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 from importlib.metadata import version
 from types import TracebackType
@@ -26,6 +27,9 @@ from freeim.node.session import Session, describe
 from freeim.redis_url import parse_redis_url
 
 log = logging.getLogger("freeim")
+
+IDLE_REREADS = 1000
+"""Re-reads between two beats that found nothing new; with more, Redis is asked whether its tracking table is full."""
 
 RELEASE_TIMEOUT = 3.0
 """Seconds that a stopping node gives Redis for the last words."""
@@ -51,6 +55,7 @@ class Node:
         self._end: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._comparing = False
+        self._tracking_limit = 0
 
     # ---- life
 
@@ -111,9 +116,7 @@ class Node:
             return
         self._acceptor.stop()
         await self._connections.drain()
-        self._connections.stop()
-        await asyncio.sleep(0)  # connection_lost of what was cut
-        await asyncio.sleep(0)
+        await self._connections.stop()
         if self._session.up:
             with contextlib.suppress(OSError, TimeoutError, hiredis.HiredisError):
                 async with asyncio.timeout(RELEASE_TIMEOUT):
@@ -209,6 +212,18 @@ class Node:
         if await self._renew():
             await self._presence.reconcile(self._connections.living)
         self._connections.retry_fenced()
+        await self._watch_tracking()
+
+    async def _watch_tracking(self) -> None:
+        """Give tracking up where Redis has no room for all clients: it invalidates at random, and we read for ever."""
+        idle, self._bus.idle_rereads = self._bus.idle_rereads, 0
+        if not self._session.tracking or idle < max(IDLE_REREADS, len(self._bus.router.clients)):
+            return
+        if self._tracking_limit and await self._tracked_keys() >= 0.9 * self._tracking_limit:
+            reason = f"more clients than tracking-table-max-keys ({self._tracking_limit}) in this Redis"
+            log.error("%s: from now on each channel message costs a look-up of its channel's members", reason)
+            self._session.stop_tracking(reason)
+            self._bus.fall_back()
 
     async def _renew(self) -> bool:
         try:
@@ -253,26 +268,34 @@ class Node:
 
     async def _warn_about_redis(self) -> None:
         """Read the settings of Redis that can hurt a node, and say so; a Redis may refuse to tell."""
-        for name, advise in _REDIS_ADVICE.items():
-            try:
-                reply = await self._session.call("CONFIG", "GET", name)
-            except hiredis.ReplyError:
-                continue
-            value = reply.get(name.encode()) if isinstance(reply, dict) else (reply or [b"", b""])[1]
-            if value is not None and (advice := advise(value.decode())):
-                log.warning("Redis is set to %s %s: %s", name, value.decode(), advice)
+        policy = await self._redis_setting("maxmemory-policy")
+        if policy not in (None, "noeviction"):
+            log.warning("Redis may evict presence and memberships: set maxmemory-policy noeviction, not %s", policy)
+        self._tracking_limit = int(await self._redis_setting("tracking-table-max-keys") or 0)
+        tracked = await self._tracked_keys() if self._tracking_limit else 0
+        if tracked > 0.7 * self._tracking_limit:
+            log.warning(
+                "Redis tracks %d keys and has room for %d: set tracking-table-max-keys higher (0 is no limit)",
+                tracked,
+                self._tracking_limit,
+            )
 
+    async def _tracked_keys(self) -> int:
+        try:
+            stats = await self._session.call("INFO", "stats")
+        except hiredis.ReplyError:
+            return 0
+        match = re.search(rb"tracking_total_keys:(\d+)", stats)
+        return int(match[1]) if match else 0
 
-def _advise_eviction(value: str) -> str:
-    return "" if value == "noeviction" else "it may evict presence and memberships; noeviction is safe"
-
-
-def _advise_tracking(value: str) -> str:
-    few = value.isdigit() and 0 < int(value) < 100_000
-    return "with more clients than that the node reads memberships again and again; 0 is no limit" if few else ""
-
-
-_REDIS_ADVICE = {"maxmemory-policy": _advise_eviction, "tracking-table-max-keys": _advise_tracking}
+    async def _redis_setting(self, name: str) -> str | None:
+        try:
+            reply = await self._session.call("CONFIG", "GET", name)
+        except hiredis.ReplyError:
+            return None
+        pairs = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+        value = pairs.get(name.encode())
+        return None if value is None else value.decode()
 
 
 def _forget(_reply: object) -> None:

@@ -150,17 +150,17 @@ class Presence:
     def close(self, number: int) -> None:
         """Take a connection out. All closes of one turn of the loop go in one script."""
         if not self._closes:
-            asyncio.get_running_loop().call_soon(self._flush_closes)
+            asyncio.get_running_loop().call_soon(self.flush)
         self._closes.append(number)
 
-    def _flush_closes(self) -> None:
-        # While the session is down, the comparison after it does their work.
+    def flush(self) -> None:
+        """Send the closes that have gathered. While the session is down, the comparison after it does their work."""
         closes, self._closes = self._closes, []
         if self._session.up:
             self._take_out(closes)
 
     def forget(self, client_id: bytes) -> None:
-        """Let Redis stop tracking a client's key that was read but never opened."""
+        """Let Redis stop tracking a client that left: a key that was read while missing is tracked for good."""
         key = self._names.client("").encode() + client_id
         self._session.run(_warn_on_error, load_script("touch"), [key])
 

@@ -26,6 +26,8 @@ BEAT_INTERVAL: Final = 5.0
 """Seconds between two renewals of the node's lease, which lasts three of them."""
 SILENCE_LIMIT: Final = 10.0
 """Seconds without the answer to a beat, or without the node's own probe, after which the session counts as lost."""
+RECOVERY_LIMIT: Final = 30.0
+"""Seconds for connecting and comparing everything with Redis; then it is tried again from the start."""
 MAX_BACKOFF: Final = 5.0
 """Seconds between two attempts to connect, at most: a lease is not to run out because of our own patience."""
 
@@ -145,8 +147,9 @@ class Session:
             ConfigError: Raised by `first`.
         """
         try:
-            await self._connect()
-            await first()
+            async with asyncio.timeout(RECOVERY_LIMIT):
+                await self._connect()
+                await first()
         except (OSError, TimeoutError, hiredis.HiredisError) as error:
             self._drop()
             raise RedisUnavailable(
@@ -156,7 +159,8 @@ class Session:
             self._drop()
             raise
         self._beaten()
-        self.up = True
+        assert self._lost is not None
+        self.up = not self._lost.done()
         self._task = asyncio.create_task(self._keep(), name="freeim session")
 
     async def stop(self) -> None:
@@ -182,6 +186,12 @@ class Session:
             self.gaps += 1
             log.warning("Redis lost (%s); the connections stay, and are served again once it is back", reason)
         self._user.on_gap()
+
+    def stop_tracking(self, reason: str) -> None:
+        """Tell Redis to track no more for this node."""
+        self.tracking = False
+        self.tracking_refused = reason
+        self.read(_ignore, "CLIENT", "TRACKING", "OFF")
 
     def beat_now(self) -> None:
         """Beat without waiting for the next turn."""
@@ -245,8 +255,9 @@ class Session:
             await asyncio.sleep(random.uniform(0, delay))
             delay = min(MAX_BACKOFF, delay * 2)
             try:
-                await self._connect()
-                await self._user.recover()
+                async with asyncio.timeout(RECOVERY_LIMIT):
+                    await self._connect()
+                    await self._user.recover()
             except (OSError, TimeoutError, hiredis.HiredisError) as error:
                 self.problem = f"Redis at {describe(self._address)}: {_explain(error)}"
                 self._drop()
@@ -312,6 +323,10 @@ class Session:
 def describe(address: RedisAddress) -> str:
     """Return where Redis is, without user or password."""
     return address.socket_path or f"{address.host}:{address.port}"
+
+
+def _ignore(_reply: object) -> None:
+    pass
 
 
 def _explain(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
@@ -22,10 +23,15 @@ class Deadlines(Generic[T]):
     def __init__(self, delay: float, on_expired: Callable[[T], None]) -> None:
         self._delay = delay
         self._on_expired = on_expired
-        self._due: dict[T, float] = {}
+        # Not a dict: finding the first of a dict whose oldest entries were deleted walks over the holes.
+        self._due: OrderedDict[T, float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._due)
+
+    def things(self) -> Iterable[T]:
+        """Return everything that has not finished."""
+        return list(self._due)
 
     def start(self, thing: T, now: float) -> None:
         """Give a thing its time, from now on; one that already has a deadline keeps it."""
