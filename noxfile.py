@@ -21,6 +21,7 @@ CI = bool(os.environ.get("CI"))
 WANTED_PYTHONS = ("3.11", "3.12", "3.13")
 
 nox.needs_version = ">=2026.4"
+nox.options.default_venv_backend = "virtualenv"
 nox.options.envdir = ".venv/nox"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = True
@@ -94,9 +95,8 @@ def source_digest() -> str:
 
 def build(session: nox.Session, *, pure: bool = False) -> Path:
     """Build the sdist, and from it a wheel for the session's Python, into dist/. Return the wheel."""
-    session.install(*nox.project.dependency_groups(PROJECT, "build"))
-    version = session.run("python", "-c", "import sys; print(*sys.version_info[:2], sep='')", silent=True)
-    tag = "py3" if pure else f"cp{str(version).strip()}"
+    version = str(session.python or "{}.{}".format(*sys.version_info))
+    tag = "py3" if pure else f"cp{version.replace('.', '')}"
     stamp = DIST / f".{tag}"
     state = source_digest()
     wheels = list(DIST.glob(f"freeim-*-{tag}-*.whl"))
@@ -104,6 +104,7 @@ def build(session: nox.Session, *, pure: bool = False) -> Path:
         return wheels[0]
     for old in (*wheels, *DIST.glob("freeim-*.tar.gz")):
         old.unlink()
+    session.install(*nox.project.dependency_groups(PROJECT, "build"))
     env = {"FREEIM_PURE": "1" if pure else "0"}
     session.run("python", "-m", "build", "--quiet", "--outdir", str(DIST), str(ROOT), env=env)
     stamp.write_text(state)

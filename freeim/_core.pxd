@@ -4,6 +4,8 @@
 #
 # Decoding and routing touch no socket; fan-out touches no Redis. Everything runs on the thread of the event loop.
 
+cimport cython
+
 # Side-effect-only helpers return this instead of None: the caller checks a C int, and no reference is counted.
 cdef enum NoResult:
     FAILED = -1
@@ -15,6 +17,8 @@ cdef enum Kind:
     BROADCAST = 3
     FORCE_OFFLINE = 4
 
+
+@cython.final
 cdef class Message:
     cdef:
         readonly Kind kind
@@ -27,6 +31,8 @@ cdef class Message:
         public object members         # CHANNEL without tracking: ids that Redis named, else None
         long long position            # in the stream of messages of this node
 
+
+@cython.final
 cdef class Client:
     cdef:
         readonly bytes id
@@ -38,13 +44,17 @@ cdef class Client:
         readonly bint established     # at least one connection's opening has been confirmed
         readonly bint tracked         # its Client hash was read at least once, so Redis may track the key
         long long since
-        public object deferred_closes # numbers whose close waits for the read under way, or None
+        public object deferred_closes  # numbers whose close waits for the read under way, or None
 
+
+@cython.final
 cdef class Channel:
     cdef:
         bytes name
         dict members                  # Client -> None: only clients of this node, each with `self` in its channels
 
+
+@cython.final
 cdef class Connection:
     cdef:
         readonly long long number     # never reused within an epoch
@@ -68,6 +78,8 @@ cdef class Connection:
     cdef _queue(self, Py_ssize_t size)
     cdef _broken(self)
 
+
+@cython.final
 cdef class Fanout:
     cdef:
         object _call_soon
@@ -85,6 +97,8 @@ cdef class Fanout:
     cdef NoResult add(self, Connection connection) except NoResult.FAILED
     cdef char* scratch(self, Py_ssize_t size) except NULL
 
+
+@cython.final
 cdef class Router:
     cdef:
         readonly dict clients         # id -> Client; every client with attached > 0 or reading
@@ -114,6 +128,8 @@ cdef class Router:
     cdef NoResult _deliver(self, Client client, Message message) except NoResult.FAILED
     cdef NoResult _receipt(self, Message message, bytes receiver, bint delivered) except NoResult.FAILED
 
+
+@cython.final
 cdef class RespStream:
     cdef:
         object _reader                # hiredis.Reader

@@ -3,11 +3,14 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
+
+__test__: dict[str, Any]
 
 def decode(payload: bytes, guid: bool = False) -> Message | None: ...
 def control_frame(opcode: int, payload: bytes) -> bytes: ...
 
+@final
 class RespStream:
     NOTHING: ClassVar[object]
     def __init__(
@@ -22,6 +25,7 @@ class RespStream:
     def waiting(self) -> deque[Callable[[Any], None]]: ...
     def receive(self, data: bytes) -> None: ...
 
+@final
 class Message:
     members: frozenset[bytes] | None
     @property
@@ -49,6 +53,7 @@ class Message:
     @staticmethod
     def force_offline(client_id: bytes) -> Message: ...
 
+@final
 class Client:
     deferred_closes: list[int] | None
     @property
@@ -68,8 +73,10 @@ class Client:
     @property
     def channel_names(self) -> list[bytes]: ...
 
+@final
 class Channel: ...
 
+@final
 class Router:
     def __init__(
         self,
@@ -108,6 +115,7 @@ class Router:
     def set_tracking(self, tracking: bool) -> None: ...
     def route(self, message: Message) -> None: ...
 
+@final
 class Connection:
     token_json: str
     owner: Any
@@ -135,6 +143,7 @@ class Connection:
     def begin_close(self, frame: bytes, code: int) -> bool: ...
     def flush_now(self) -> None: ...
 
+@final
 class Fanout:
     def __init__(
         self,

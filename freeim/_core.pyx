@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, auto_pickle=False
 """The compiled core of a node, in flow order: parse, decode, route, fan out. See _core.pxd for the data."""
 
 from collections import OrderedDict, deque

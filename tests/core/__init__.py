@@ -1,0 +1,1 @@
+"""Tests of the compiled core: no Redis, and no socket but in the fan-out's."""

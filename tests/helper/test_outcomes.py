@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import uuid
 from typing import Any
 
@@ -229,8 +230,6 @@ def test_the_registered_list_is_remembered_for_its_time_and_then_read_again(
         register(redis_server, "a", "b")
         eventually = make(recorder.url, node_list_ttl=0.0)
         assert eventually.send_broadcast_message("x").addressed == 2
-        import time
-
         time.sleep(0.35)
         assert helper.send_broadcast_message("x").addressed == 2
 

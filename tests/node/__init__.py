@@ -1,0 +1,1 @@
+"""Tests of the node, on a real server and with real sockets."""
