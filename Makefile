@@ -4,7 +4,7 @@
 NOX = .venv/bin/nox --session
 MORE = $(if $(ARGS),-- $(ARGS))
 
-.PHONY: help run test lint format docs bench build check-wheel clean
+.PHONY: help run test lint format docs fuzz bench build check-wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -24,7 +24,10 @@ format: .venv/ready  ## Let ruff write the style that lint asks for
 docs: .venv/ready  ## Write the pages that are made from the code
 	@$(NOX) docs
 
-bench: .venv/ready
+fuzz: .venv/ready  ## Repeat the property tests from other seeds, for five minutes (ARGS=seconds)
+	@$(NOX) fuzz $(MORE)
+
+bench: .venv/ready  ## Measure a node against a bare send loop
 	@$(NOX) bench $(MORE)
 
 build: .venv/ready  ## Build the sdist, a wheel and the pure wheel into dist/

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nox
@@ -141,14 +142,15 @@ def leave_checkout(session: nox.Session) -> str:
 # The jobs
 
 
-def run_pytest(session: nox.Session, *args: str, env: dict[str, str]) -> None:
+def run_pytest(session: nox.Session, *args: str, server: str) -> None:
     """Run pytest on the installed wheel. A skip is a failure (tests/strict.py)."""
     outside = leave_checkout(session)
-    posargs = [str(ROOT / each) if each.startswith("tests/") else each for each in session.posargs]
-    if not any(each.startswith(str(ROOT)) for each in (*args, *posargs)):
-        posargs.append(str(ROOT / "tests"))
+    args = tuple(str(ROOT / each) if each.startswith("tests/") else each for each in args)
+    if not any(each.startswith(str(ROOT)) for each in args):
+        args += (str(ROOT / "tests"),)
     options = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "tests.strict")
-    session.run("python", "-m", "pytest", *options, *args, *posargs, env={"PYTHONPATH": outside, **env})
+    env = {"PYTHONPATH": outside, "FREEIM_TEST_REDIS": server, "FREEIM_TEST_DIST": str(DIST)}
+    session.run("python", "-m", "pytest", *options, *args, env=env)
 
 
 @nox.session(python=list(pythons))
@@ -167,8 +169,16 @@ def test(session: nox.Session) -> None:
         install_wheel(session)
     for binary in servers_of(version):
         session.log(f"Python {version} with {subprocess.check_output([binary, '--version'], text=True).strip()}")
-        args = () if version == newest else ("-m", "not slow")
-        run_pytest(session, *args, env={"FREEIM_TEST_REDIS": binary, "FREEIM_TEST_DIST": str(DIST)})
+        run_pytest(session, *(() if version == newest else ("-m", "not slow")), *session.posargs, server=binary)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Repeat the property tests, each time from another seed, for five minutes or as many seconds as are given."""
+    install_wheel(session)
+    end = time.monotonic() + float(session.posargs[0] if session.posargs else 300)
+    while time.monotonic() < end:
+        run_pytest(session, "-q", "-m", "hypothesis", server=binaries[-1])
 
 
 @nox.session
@@ -178,7 +188,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("cython-lint", "freeim")
-    session.run("mypy", "freeim", "tests", "tools")
+    session.run("mypy", "freeim", "tests", "tools", "bench")
     workflows = [str(path) for path in sorted(Path(".github/workflows").glob("*.yml"))]
     session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
     session.run("zizmor", "--offline", "--quiet", *workflows)

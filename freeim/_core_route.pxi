@@ -111,8 +111,6 @@ cdef class Router:
             self._drop(client)
 
     cdef _drop(self, Client client):
-        if self.clients.get(client.id) is not client:
-            return  # dropped already: an answer from before a gap came late
         # What waited for a client that never came up is decided now: its receipts say that it is offline.
         if client.pending:
             self._settle(client)
@@ -130,6 +128,8 @@ cdef class Router:
         cdef bint changed = False
         client.reading = False
         client.tracked = True
+        if self.clients.get(client.id) is not client:
+            return False  # dropped already: an answer from before a gap came late
         if names is not None:
             changed = len(names) != len(client.channels) or any(name not in client.channels for name in names)
             if changed:

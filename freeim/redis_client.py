@@ -7,6 +7,7 @@ redis-py 5.0.0 is the lowest version that the tests run on.
 from __future__ import annotations
 
 import os
+import select
 from functools import cache
 from typing import Any, Final
 
@@ -30,27 +31,57 @@ _UNLIMITED: Final = 2**31 - 1
 
 
 @cache
-def _marking(base: Any, asynchronous: bool) -> Any:
+def _marking(base: Any) -> Any:
     """Return a connection class whose errors tell that it was never connected, so that nothing can have been sent."""
-    if asynchronous:
 
-        async def aconnect(self: Any) -> None:
+    class Marking(base):  # type: ignore[misc]
+        def connect(self) -> None:
             try:
-                await base.connect(self)
+                super().connect()
             except BaseException as error:
                 error.freeim_unsent = True  # type: ignore[attr-defined]
                 raise
 
-        return type(base.__name__, (base,), {"connect": aconnect})
+    return Marking
 
-    def connect(self: Any) -> None:
-        try:
-            base.connect(self)
-        except BaseException as error:
-            error.freeim_unsent = True  # type: ignore[attr-defined]
-            raise
 
-    return type(base.__name__, (base,), {"connect": connect})
+@cache
+def _marking_async(base: Any) -> Any:
+    """Return the same for asyncio; and these connections notice when they were cut while they idled.
+
+    A loop learns of it only when it next turns, which may be after the next command was sent: in a program that runs its
+    loop for one call at a time, always.
+    """
+
+    class Marking(base):  # type: ignore[misc]
+        async def connect(self) -> None:
+            try:
+                await super().connect()
+            except BaseException as error:
+                error.freeim_unsent = True  # type: ignore[attr-defined]
+                raise
+
+        async def can_read_destructive(self) -> bool:  # how redis-py below 8 asks before it reuses a connection
+            return _readable(self) or bool(await super().can_read_destructive())
+
+        async def can_read(self, *args: Any, **options: Any) -> bool:  # and how 8 does
+            return _readable(self) or bool(await super().can_read(*args, **options))
+
+    return Marking
+
+
+def _readable(connection: Any) -> bool:
+    """Tell whether an idle connection has anything to read: its end, or the rest of an answer that nobody read."""
+    writer = getattr(connection, "_writer", None)
+    # TLS has messages of its own, which come when nobody has asked for anything.
+    if writer is None or writer.get_extra_info("ssl_object") is not None or not hasattr(select, "poll"):
+        return False
+    sock = writer.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _manners(timeout: float, retry: Any) -> dict[str, Any]:
@@ -58,7 +89,6 @@ def _manners(timeout: float, retry: Any) -> dict[str, Any]:
     return {
         "socket_connect_timeout": CONNECT_SECONDS,
         "socket_timeout": timeout,
-        "socket_keepalive": True,
         "retry": retry,
         "retry_on_timeout": False,
         "health_check_interval": 0,
@@ -76,7 +106,7 @@ def open_sync(url: str, timeout: float) -> redis.Redis:
     """Make a client of our own; no I/O. Options in the URL's query win over ours."""
     options = _manners(timeout, Retry(NoBackoff(), 0))
     pool: Any = redis.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
-    pool.connection_class = _marking(pool.connection_class, False)
+    pool.connection_class = _marking(pool.connection_class)
     return redis.Redis(connection_pool=pool)
 
 
@@ -84,7 +114,7 @@ def open_async(url: str, timeout: float) -> redis.asyncio.Redis:
     """Make an asyncio client of our own; no I/O. Options in the URL's query win over ours."""
     options = _manners(timeout, redis.asyncio.retry.Retry(NoBackoff(), 0))
     pool: Any = redis.asyncio.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
-    pool.connection_class = _marking(pool.connection_class, True)
+    pool.connection_class = _marking_async(pool.connection_class)
     return redis.asyncio.Redis(connection_pool=pool)
 
 

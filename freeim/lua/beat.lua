@@ -1,7 +1,8 @@
 -- Renew a node's life, or revive it; send the probe that shows the node its own channel still reaches it.
 --
--- KEYS  1 Lease+name  2 Alive+epoch  3 Shares  4 Server+name
--- ARGV  1 name  2 epoch  3 lease in ms  4 the probe
+-- KEYS  1 Lease+name  2 Alive+epoch  3 Shares  4 Server+name  5 Nodes  6 Urls
+-- ARGV  1 name  2 epoch  3 lease in ms  4 the probe  5 what to register where Redis has lost the list of nodes
+--       6 public URL, or ""
 -- Returns "OK", "REVIVED" (the life had ended: reconcile), or "REPLACED" (another process owns the name: drain).
 
 local owner = redis.call('GET', KEYS[1])
@@ -10,5 +11,9 @@ local revived = redis.call('EXISTS', KEYS[2]) == 0
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[3])
 redis.call('HSET', KEYS[3], ARGV[2], ARGV[1])
+if revived then
+  redis.call('SET', KEYS[5], ARGV[5], 'NX')
+  if ARGV[6] ~= '' then redis.call('HSET', KEYS[6], ARGV[1], ARGV[6]) end
+end
 redis.call('PUBLISH', KEYS[4], ARGV[4])
 return revived and 'REVIVED' or 'OK'

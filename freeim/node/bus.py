@@ -77,6 +77,8 @@ class Bus:
         self._client_key = names.client("").encode()
         self._chan_key = names.chan("").encode()
         self._unread: list[Client] = []
+        self._generation = 0
+        """Counts the gaps."""
         self._bad_since = 0.0
         self._bad_told = 0
         # Without tracking: batches of one read each, in order; a batch waits for the members of its channels.
@@ -133,11 +135,11 @@ class Bus:
     # ---- memberships by client
 
     def _reread(self, client: Client) -> None:
-        self._session.read(lambda reply: self._answered(client, reply), "HKEYS", self._client_key + client.id)
+        self._session.read(partial(self._answered, client, self._generation), "HKEYS", self._client_key + client.id)
 
-    def _answered(self, client: Client, reply: Any) -> None:
-        if isinstance(reply, ConnectionError):
-            return  # the session is lost: everything is read again after the gap
+    def _answered(self, client: Client, generation: int, reply: Any) -> None:
+        if generation != self._generation:
+            return  # sent before a gap: what it read may be what Redis had lost, and it will be read again
         if isinstance(reply, hiredis.ReplyError):
             log.warning("the channels of client %s could not be read: %s", client.id.decode(), reply)
             reply = None
@@ -148,6 +150,7 @@ class Bus:
 
     def hold(self) -> None:
         """The stream has a gap: every client waits until its membership has been read again."""
+        self._generation += 1
         self._batch.clear()
         self._batches.clear()
         self._unread = self.router.hold_all()
@@ -167,7 +170,7 @@ class Bus:
             # Everybody's membership is unknown, since it was not kept.
             self.router.set_tracking(True)
             unread = self.router.hold_all()
-        self._reread_chunk(unread)
+        self._reread_chunk(unread, self._generation)
 
     def fall_back(self) -> None:
         """From now on read the members of a channel for each message to it, as FreeIM does."""
@@ -178,7 +181,9 @@ class Bus:
         for client in clients:
             self._connections.membership_read(client, None)
 
-    def _reread_chunk(self, clients: list[Client]) -> None:
+    def _reread_chunk(self, clients: list[Client], generation: int) -> None:
+        if generation != self._generation:
+            return
         chunk, rest = clients[:REREADS_PER_CHUNK], clients[REREADS_PER_CHUNK:]
         for client in chunk:
             if client.attached:
@@ -187,11 +192,10 @@ class Bus:
                 self._connections.membership_read(client, None)
         if rest:
             # Behind this chunk's answers, with some jitter: many nodes do this at the same time.
-            self._session.read(lambda reply: self._next_chunk(rest, reply), "PING")
+            self._session.read(partial(self._next_chunk, rest, generation), "PING")
 
-    def _next_chunk(self, rest: list[Client], reply: Any) -> None:
-        if not isinstance(reply, Exception):
-            self._connections.later(random.uniform(0, 0.01), lambda: self._reread_chunk(rest))
+    def _next_chunk(self, rest: list[Client], generation: int, _reply: Any) -> None:
+        self._connections.later(random.uniform(0, 0.01), partial(self._reread_chunk, rest, generation))
 
     # ---- memberships by channel: FreeIM's way
 

@@ -221,14 +221,16 @@ class Connections:
     def membership_read(self, client: Client, names: list[bytes] | None) -> bool:
         """The answer to a re-read of a client's channels; None where it failed. Returns whether they have changed."""
         assert self.router is not None
+        # Before the replay, which may close some: even a terminal that is forced offline gets its 101 first.
+        held = [connection for connection in client.connections if connection.held]
         changed = self.router.members(client, names)
         deferred, client.deferred_closes = client.deferred_closes, None
         for number in deferred or ():
             self._presence.close(number)
         if client.attached == 0:
             self._presence.forget(client.id)
-        for connection in list(client.connections):
-            if connection.held and connection.number in self.living:
+        for connection in held:
+            if connection.number in self.living:
                 self._upgrade_if_ready(connection)
         return changed
 

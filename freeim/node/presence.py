@@ -122,11 +122,20 @@ class Presence:
         self._beats += 1
         reply = await self._session.run_and_wait(
             load_script("beat"),
-            [names.lease(self._name), names.alive(self.epoch), names.shares, names.server(self._name)],
+            [
+                names.lease(self._name),
+                names.alive(self.epoch),
+                names.shares,
+                names.server(self._name),
+                names.nodes,
+                names.urls,
+            ],
             self._name,
             self.epoch,
             LEASE_MS,
             f"{PROBE_HEAD}{self._beats}",
+            json.dumps({"v": 1, "by": "mod", "nodes": self.nodes, "prev": None}, separators=(",", ":")),
+            self._options.public_url or "",
         )
         if reply == b"REPLACED":
             raise NodeReplaced(f"another process took the name {self._name!r} over")

@@ -560,6 +560,7 @@ def test_an_answer_for_a_client_that_has_gone_changes_nothing(back: bool) -> Non
     again = desk.connect(b"1", b"blue") if back else None
     desk.router.members(client, [b"red"])
     assert set(desk.router.clients) == ({b"1"} if back else set())
+    assert client.channel_names == [], "a client that nobody will ever drop again is a member"
     desk.direct(SYSTEM, [b"1"], b"direct")
     desk.say(SYSTEM, b"blue", b"blue")
     desk.say(SYSTEM, b"red", b"red")
@@ -579,12 +580,30 @@ def test_without_tracking_a_channel_message_reaches_the_members_that_came_with_i
     assert desk.rereads == []
 
 
-def test_when_tracking_is_lost_nobody_waits_and_remembered_channels_are_forgotten() -> None:
+def test_when_tracking_is_lost_remembered_channels_are_forgotten() -> None:
     desk = Desk()
     one = desk.connect(b"1", b"red")
     desk.router.invalidate(b"1")
     desk.direct(SYSTEM, [b"1"], b"waits")
+    desk.router.members(one.client, None)
     desk.router.set_tracking(False)
     desk.say(SYSTEM, b"red", b"by an old membership")
     assert desk.got(one) == [b"waits"]
-    assert desk.router.pending_count == 0
+    assert one.client.channel_names == []
+
+
+def test_the_answer_says_whether_the_channels_have_changed() -> None:
+    desk = Desk()
+    client = desk.begin(b"1").client
+    answers: list[tuple[list[bytes] | None, bool]] = [
+        ([b"red"], True),
+        ([b"red"], False),
+        (None, False),
+        ([b"blue"], True),
+        ([b"blue", b"red"], True),
+        ([b"red", b"blue"], False),
+        ([], True),
+        ([], False),
+    ]
+    for names, changed in answers:
+        assert desk.router.members(client, names) == changed, names

@@ -166,7 +166,7 @@ def test_our_own_client_never_retries(make: MakeHelper, redis_server: RedisServe
     assert helper.has_online(1) is False
     inner = helper.helper
     if isinstance(inner, ImHelper):
-        connection = inner._client.connection_pool.get_connection("_")
+        connection = inner._client.connection_pool.make_connection()
     else:
         (entry,) = inner._clients._clients.values()
         connection = entry.client.connection_pool.make_connection()

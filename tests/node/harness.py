@@ -114,7 +114,7 @@ class Peer:
                 assert isinstance(message, str), "a node sends text frames only"
                 if message in self._waiting:
                     self._waiting[message].set()
-                else:
+                elif not message.startswith('"fence '):  # of another connection of this client
                     self.seen.append(message)
 
     async def fence(self) -> list[str]:
@@ -176,6 +176,11 @@ class Listener:
                     self._passed += 1
                 else:
                     self._heard.append((item[1].decode(), item[2].decode()))
+
+    @property
+    def waiting(self) -> int:
+        """How many messages have arrived since the last look."""
+        return len(self._heard)
 
     async def heard(self) -> list[tuple[str, str]]:
         """Return (channel, payload) of all that was published since the last look and before this call."""
@@ -245,8 +250,12 @@ class Running:
 
     async def connect(self, client: ClientId, metadata: str | None = "m", **kwargs: Any) -> Peer:
         """Connect a terminal."""
+        return await self.connect_with(self.token(client, metadata), client, **kwargs)
+
+    async def connect_with(self, token: str, client: ClientId, **kwargs: Any) -> Peer:
+        """Connect a terminal with a token that there is already."""
         socket = await connect(
-            self.url(self.token(client, metadata)),
+            self.url(token),
             **{"compression": None, "ping_interval": None, "max_size": None, "proxy": None, **kwargs},
         )
         peer = Peer(self, client, socket)
@@ -280,6 +289,10 @@ class Running:
         return status, headers, body
 
     # ---- Redis
+
+    async def settled(self) -> None:
+        """Wait until Redis has done all that the node has sent it so far."""
+        await bounded(self.node._session.call("PING"))
 
     def publish(self, payload: str | bytes) -> int:
         """Publish on the node's channel."""
@@ -377,6 +390,11 @@ class Raw:
 
     def send(self, data: bytes) -> None:
         self.writer.write(data)
+
+    async def wait_readable(self, seconds: float) -> None:
+        """Wait for more bytes, but no longer than this."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.reader._wait_for_data("wait_readable"), seconds)  # type: ignore[attr-defined]
 
     async def response(self) -> tuple[int, dict[str, str], bytes]:
         """Read a response: status, headers by lower-case name, and as much of a body as its length says."""

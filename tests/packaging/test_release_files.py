@@ -27,9 +27,8 @@ print(importlib.metadata.version("freeim"))
 
 def test_freeim_is_the_installed_one_and_not_that_of_the_checkout() -> None:
     wheel()
-    import freeim._core
-
     import freeim
+    import freeim._core
 
     for module in (freeim, freeim._core):
         assert module.__file__ is not None
