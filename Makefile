@@ -9,8 +9,13 @@ MORE = $(if $(ARGS),-- $(ARGS))
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-run: .venv/ready  ## Start a node, on a Redis that is found or started, and print a first client's URL
-	@$(NOX) run $(MORE)
+run: .venv/run  ## Start a node, on a Redis that is found or started, and say how to connect and chat
+	@.venv/bin/python tools/run.py $(ARGS)
+
+# Into .venv itself: the terminals of the chat type .venv/bin/python.
+.venv/run: .venv/ready setup.py $(wildcard freeim/*.p* freeim/*/*.py freeim/lua/*.lua)
+	.venv/bin/python -m pip install --quiet . "websockets>=15"
+	@touch $@
 
 test: .venv/ready  ## Build the wheels and test them, on each Python and each Redis that is here
 	@$(NOX) test $(MORE)

@@ -71,7 +71,10 @@ def measure(url: str, count: int) -> None:
     bus = redis.Redis.from_url(url)
     prefix = f"bench{os.getpid()}"
     node = subprocess.Popen(
-        [sys.executable, "-m", "freeim.cli", "--bind", "127.0.0.1:0", "--redis-url", url, "--prefix", prefix],
+        [
+            *(sys.executable, "-m", "freeim.cli", "--bind", "127.0.0.1:0", "--redis-url", url, "--prefix", prefix),
+            *("--ping-interval", "3600"),  # a ping would be counted as a frame
+        ],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "FREEIM_LOG_LEVEL": "warning"},
@@ -101,8 +104,9 @@ def measure(url: str, count: int) -> None:
             before = cpu_seconds(yardstick.pid)
             with Clients("127.0.0.1", port, tokens) as others:
                 report["yardstick_connect_cpu_us"] = (cpu_seconds(yardstick.pid) - before) / count * 1e6
-                rounds = [round_of(bus, prefix + "Server" + name, node.pid, clients, yardstick, others)
-                          for _ in range(ROUNDS)]
+                rounds = [
+                    round_of(bus, prefix + "Server" + name, node.pid, clients, yardstick, others) for _ in range(ROUNDS)
+                ]
         for key in rounds[0]:
             report[key] = statistics.median(entry[key] for entry in rounds)
         report["fanout_ratio"] = report["yardstick_send_us"] / report["fanout_us"]

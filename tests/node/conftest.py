@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 # What a peer sees here depends on the transport below, and a node is to work on both.
-ON_BOTH_LOOPS = {"test_bad_frames", "test_close", "test_handshake", "test_node_in_loop", "test_refused"}
+ON_BOTH_LOOPS = {"test_bad_frames", "test_closing", "test_handshake", "test_health", "test_refused"}
 
 
 @pytest.hookimpl(optionalhook=True)

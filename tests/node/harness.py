@@ -286,6 +286,7 @@ class Running:
         raw.send(request)
         status, headers, body = await raw.response()
         body += await raw.rest()
+        raw.close()
         return status, headers, body
 
     # ---- Redis
@@ -390,11 +391,6 @@ class Raw:
 
     def send(self, data: bytes) -> None:
         self.writer.write(data)
-
-    async def wait_readable(self, seconds: float) -> None:
-        """Wait for more bytes, but no longer than this."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.reader._wait_for_data("wait_readable"), seconds)  # type: ignore[attr-defined]
 
     async def response(self) -> tuple[int, dict[str, str], bytes]:
         """Read a response: status, headers by lower-case name, and as much of a body as its length says."""
