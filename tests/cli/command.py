@@ -29,13 +29,13 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
     return run_program(*MODULE, *args)
 
 
-def run_program(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run any program to its end, without any input."""
+def run_program(*command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run any program to its end, with this text and then the end on its standard input."""
     return subprocess.run(
         command,
         env=environment(),
         cwd=tempfile.gettempdir(),
-        stdin=subprocess.DEVNULL,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=60,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from freeim.config import OPTIONS, Options
 from freeim.config_load import build_parser, load
-from freeim.config_show import config_toml, options_page
+from freeim.config_show import config_toml, options_page, toml_value
 from tests.cli.test_config_sources import sample
 
 PAGE = Path(__file__).parents[2] / "docs" / "options.md"
@@ -23,7 +25,7 @@ def test_the_page_of_options_names_each_option_and_variable() -> None:
         assert f"`{option.variable}`" in options_page()
 
 
-def test_the_help_fits_80_columns_and_names_each_option_and_default(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_the_help_fits_80_columns_and_names_each_option_and_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     text = build_parser().format_help()
     assert max(map(len, text.splitlines())) <= 80
@@ -42,6 +44,11 @@ def test_the_printed_config_reads_back_as_the_same_options(tmp_path: Path) -> No
     file = tmp_path / "node.toml"
     file.write_text(config_toml(options, {}), encoding="utf-8")
     assert load(["--config", str(file)], {})[0] == options
+
+
+@pytest.mark.parametrize("text", ["", '"', "\\", "\x00\x1f\x7f\u0085", "\u00e9\U0001f600", "a\nb # c"])
+def test_any_text_survives_as_toml(text: str) -> None:
+    assert tomllib.loads(f"key = {toml_value(text)}") == {"key": text}
 
 
 def test_the_printed_config_says_where_each_value_came_from(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import time
 
 import pytest
 
+from freeim.config import Options
 from freeim.supervisor import merge_banners, next_pause
+from freeim.worker import pack, unpack_banner
 from tests.cli.command import Server, free_ports, is_running, run, run_program, wait_until_gone
 from tests.servers import RedisServer, free_port
 
@@ -92,6 +94,7 @@ def test_a_crashed_worker_is_started_again_and_the_others_stay(redis_server: Red
     port, args = group_args(redis_server)
     with Server(*args) as server:
         before = server.worker_ids(WORKERS)
+        banner = server.banner()
         os.kill(before[1], signal.SIGKILL)
         after = server.worker_ids(WORKERS + 1)
         assert after[0] == before[0]
@@ -100,7 +103,9 @@ def test_a_crashed_worker_is_started_again_and_the_others_stay(redis_server: Red
         assert accepts(port + 1)
         said = server.logged(r"error worker .*")
         assert said == [f"error worker 1 (127.0.0.1:{port + 1}) was killed by SIGKILL; starting it again in 0.5 s"]
-        assert server.stdout.count(f"127.0.0.1:{port + 1}") == server.banner().count(f"127.0.0.1:{port + 1}")
+        server.tell(signal.SIGTERM)
+        assert server.wait() == 0
+        assert server.stdout == banner  # said once, not again for a restart
 
 
 def test_a_worker_that_cannot_start_ends_the_group_with_its_exit_code(redis_server: RedisServer) -> None:
@@ -168,9 +173,38 @@ def test_a_file_in_the_current_folder_shadows_no_module_of_a_worker(redis_server
         assert "shadowed" not in server.stderr
 
 
-def test_a_worker_without_a_supervisor_ends_at_once() -> None:
-    done = run_program(sys.executable, "-m", "freeim.worker")
+def test_the_workers_search_packages_where_the_supervisor_does(redis_server: RedisServer) -> None:
+    code = (
+        "import json, sys; from freeim.cli import main; sys.path.insert(0, 'mine')\n"
+        "import os; os.mkdir('mine'); open('mine/json.py', 'w').write('raise SystemExit(7)'); sys.exit(main())"
+    )
+    _, args = group_args(redis_server, workers=2)
+    with Server(*args, program=(sys.executable, "-P", "-c", code)) as server:
+        server.logged("ended with exit code 7; starting it again", 2)
+
+
+@pytest.mark.parametrize("text", ["", '{"bind": '])
+def test_a_worker_whose_supervisor_is_gone_before_it_told_the_options_ends_at_once(text: str) -> None:
+    done = run_program(sys.executable, "-m", "freeim.worker", stdin=text)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_a_worker_prints_does_not_get_into_its_banner() -> None:
+    code = (
+        "import asyncio, sys, freeim.node, freeim.worker\n"
+        "class Node:\n"
+        "    def __init__(self, options): print('made', options.node, flush=True)\n"
+        "    async def start(self): pass\n"
+        "    async def stop(self): print('stopped', flush=True)\n"
+        "    async def finished(self): await asyncio.Event().wait()\n"
+        "    def banner(self): return 'line 1\\nline 2'\n"
+        "freeim.node.Node = Node; sys.exit(freeim.worker.main())"
+    )
+    done = run_program(sys.executable, "-c", code, stdin=pack(Options(nodes=("n",), node="n")).decode())
+    assert done.returncode == 0
+    assert unpack_banner(done.stdout.encode()) == "line 1\nline 2"
+    assert "made n" in done.stderr
+    assert done.stderr.endswith("stopped\n")
 
 
 def test_the_pause_before_a_restart_doubles_up_to_30_seconds_and_a_steady_minute_resets_it() -> None:

@@ -1,0 +1,143 @@
+"""The stream from Redis: however the bytes are cut, the same calls come in the same order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hiredis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from freeim._core import RespStream
+
+BLOBS = st.binary(max_size=40)
+Call = tuple[str, Any]
+
+
+def bulk(data: bytes) -> bytes:
+    return b"$%d\r\n%s\r\n" % (len(data), data)
+
+
+def array(head: bytes, items: list[bytes]) -> bytes:
+    return head + b"%d\r\n" % len(items) + b"".join(items)
+
+
+@st.composite
+def replies(draw: st.DrawFn) -> tuple[bytes, Call]:
+    """The bytes of a reply, and the call that it becomes."""
+    kind = draw(st.sampled_from(["bulk", "int", "null", "ok", "error", "list", "message-like list", "map", "set"]))
+    data, number = draw(BLOBS), draw(st.integers(-(2**63), 2**63 - 1))
+    if kind == "bulk":
+        return bulk(data), ("reply", data)
+    if kind == "int":
+        return b":%d\r\n" % number, ("reply", number)
+    if kind == "null":
+        return b"_\r\n", ("reply", None)
+    if kind == "ok":
+        return b"+OK\r\n", ("reply", b"OK")
+    if kind == "error":
+        return b"-ERR no\r\n", ("reply", "ERR no")
+    if kind == "list":
+        many = draw(st.lists(BLOBS, max_size=4))
+        return array(b"*", [bulk(each) for each in many]), ("reply", many)
+    if kind == "message-like list":  # a reply that looks like a push but is none
+        return array(b"*", [bulk(b"message"), bulk(data)]), ("reply", [b"message", data])
+    if kind == "map":
+        return b"%1\r\n" + bulk(data) + b":1\r\n", ("reply", {data: 1})
+    return b"~1\r\n" + bulk(data), ("reply", {data} if isinstance(_parse(b"~1\r\n:1\r\n"), set) else [data])
+
+
+def _parse(data: bytes) -> Any:
+    reader = hiredis.Reader()
+    reader.feed(data)
+    return reader.gets()
+
+
+@st.composite
+def pushes(draw: st.DrawFn) -> tuple[bytes, Call]:
+    kind = draw(st.sampled_from(["message", "message", "invalidate", "forget all", "subscribe"]))
+    data = draw(BLOBS)
+    if kind == "message":
+        return array(b">", [bulk(b"message"), bulk(b"channel"), bulk(data)]), ("message", data)
+    if kind == "invalidate":
+        keys = draw(st.lists(BLOBS, min_size=1, max_size=3))
+        return array(b">", [bulk(b"invalidate"), array(b"*", [bulk(key) for key in keys])]), ("invalidate", keys)
+    if kind == "forget all":
+        return array(b">", [bulk(b"invalidate"), b"_\r\n"]), ("invalidate", None)
+    return array(b">", [bulk(b"subscribe"), bulk(data), b":1\r\n"]), ("push", [b"subscribe", data, 1])
+
+
+class Log:
+    """A stream that writes down what it calls."""
+
+    def __init__(self, push_type: type = hiredis.PushNotification) -> None:
+        self.calls: list[Call] = []
+        self.stream = RespStream(
+            hiredis.Reader(notEnoughData=RespStream.NOTHING),
+            push_type,
+            lambda payload: self.calls.append(("message", payload)),
+            lambda keys: self.calls.append(("invalidate", keys)),
+            lambda push: self.calls.append(("push", list(push))),
+        )
+
+    def expect(self, count: int, ask_again: bool = False) -> None:
+        for number in range(count):
+            self.stream.waiting.append(lambda reply, number=number: self.answered(number, reply, ask_again))
+
+    def answered(self, number: int, reply: Any, ask_again: bool) -> None:
+        self.calls.append(("reply", str(reply) if isinstance(reply, Exception) else reply))
+        self.calls.append(("to", number))
+        if ask_again and number == 0:  # as a callback does that sends its next command
+            self.stream.waiting.append(lambda _: self.calls.append(("to", "next")))
+
+
+def cut(data: bytes, points: list[int]) -> list[bytes]:
+    edges = [0, *sorted(point % (len(data) + 1) for point in points), len(data)]
+    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+
+
+@given(st.lists(st.one_of(replies(), pushes()), max_size=20), st.lists(st.integers(0, 10**6), max_size=12))
+def test_however_the_stream_is_cut_the_same_calls_come_in_the_same_order(
+    items: list[tuple[bytes, Call]], points: list[int]
+) -> None:
+    expected: list[Call] = []
+    count = 0
+    for _, call in items:
+        expected.append(call)
+        if call[0] == "reply":
+            expected.append(("to", count))
+            count += 1
+    for chunks in (cut(b"".join(data for data, _ in items), points), [bytes([each]) for data, _ in items for each in data]):
+        log = Log()
+        log.expect(count)
+        for chunk in chunks:
+            log.stream.receive(chunk)
+        assert log.calls == expected
+        assert not log.stream.waiting
+
+
+@given(st.lists(BLOBS, max_size=10), st.lists(st.integers(0, 10**6), max_size=8))
+def test_on_a_resp2_connection_plain_arrays_are_the_messages(payloads: list[bytes], points: list[int]) -> None:
+    data = array(b"*", [bulk(b"subscribe"), bulk(b"c"), b":1\r\n"])
+    data += b"".join(array(b"*", [bulk(b"message"), bulk(b"c"), bulk(each)]) for each in payloads)
+    log = Log(list)
+    for chunk in cut(data, points):
+        log.stream.receive(chunk)
+    assert log.calls == [("push", [b"subscribe", b"c", 1]), *(("message", each) for each in payloads)]
+
+
+def test_a_callback_may_send_its_next_command() -> None:
+    log = Log()
+    log.expect(2, ask_again=True)
+    log.stream.receive(b":0\r\n:1\r\n:2\r\n")
+    assert [call[1] for call in log.calls if call[0] == "to"] == [0, 1, "next"]
+
+
+@pytest.mark.parametrize("garbage", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$abc\r\n", b"\x00\x00\r\n"])
+def test_what_is_not_resp_is_a_protocol_error(garbage: bytes) -> None:
+    log = Log()
+    log.expect(1)
+    with pytest.raises(hiredis.ProtocolError):
+        log.stream.receive(garbage)
+    assert log.calls == []
