@@ -172,9 +172,10 @@ class AsyncEventBus:
             if message is not None:
                 pulse.heard(time.monotonic())
                 await self._handle(message)
-                if self._overflown and self._queue.qsize() < QUEUED_EVENTS:
-                    self._overflown = False
-                    await self._call(self._resync)
+            if self._overflown and self._queue.qsize() < QUEUED_EVENTS:
+                self._overflown = False
+                await self._call(self._resync)
+            if message is not None:
                 continue
             state = pulse.check(time.monotonic())
             if state == "ask":

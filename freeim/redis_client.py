@@ -49,8 +49,8 @@ def _marking(base: Any) -> Any:
 def _marking_async(base: Any) -> Any:
     """Return the same for asyncio; and these connections notice when they were cut while they idled.
 
-    A loop learns of it only when it next turns, which may be after the next command was sent: in a program that runs its
-    loop for one call at a time, always.
+    A loop learns of it only when it next turns, which may be after the next command was sent: in a program that runs
+    its loop for one call at a time, always.
     """
 
     class Marking(base):  # type: ignore[misc]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import redis.asyncio
 import redis.asyncio.cluster
 
 from freeim import AsyncImHelper, ImHelper, Published
-from tests.helper.conftest import MakeHelper
+from tests.helper.conftest import Blocking, Direct, MakeHelper
 from tests.servers import RedisServer, Subscriber
 
 NODE_A = "im_v2_wsServera"
@@ -39,12 +41,6 @@ def use_everything(helper: Any) -> None:
     assert helper.get_chan_list() == {}
 
 
-@pytest.fixture
-def options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    found: dict[str, Any] = dict(request.param)
-    return found
-
-
 @pytest.mark.parametrize("decode_responses", [False, True])
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("kind", ["sync", "async"])
@@ -53,8 +49,6 @@ def test_a_callers_client_works_in_every_mode_and_stays_open(
 ) -> None:
     redis_server.command("HSET", "im_v2_wsUrls", "a", "wss://im.example.com/é")
     options: dict[str, Any] = {"decode_responses": decode_responses, "protocol": protocol}
-    from tests.helper.conftest import Blocking, Direct
-
     if kind == "sync":
         client = redis.Redis.from_url(redis_server.url, **options)
         with contextlib.closing(client):
@@ -93,8 +87,6 @@ def test_a_callers_client_works_in_every_mode_and_stays_open(
 
 
 def wait_for(condition: Any, seconds: float = 5.0) -> None:
-    import time
-
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -185,14 +177,12 @@ def test_a_caching_client_is_never_asked_in_a_way_it_refuses(redis_server: Redis
 
         assert helper._lone
         assert not redis_client.caches(client)
-        client.connection_pool.cache = CacheConfig()
+        client.connection_pool.cache = CacheConfig()  # type: ignore[assignment]
         assert redis_client.caches(client)
         assert not ImHelper(client)._lone
 
 
 def test_threads_share_a_sync_helper(redis_server: RedisServer) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     with (
         ImHelper(redis_server.url, nodes=["a"]) as helper,
         Subscriber(redis_server, NODE_A) as node,

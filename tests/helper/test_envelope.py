@@ -21,7 +21,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(plain_text, inner, max_size=4),
     max_leaves=10,
 )
-surrogate_text = st.text(st.sampled_from("\ud800\udbff\udc00\udfffa\\\"\x85\u2028\u2029\x00\x1f\x7f😀"))
+surrogate_text = st.text(st.sampled_from('\ud800\udbff\udc00\udfffa\\"\x85\u2028\u2029\x00\x1f\x7f😀'))
 
 
 def joined(text: str) -> str:
@@ -84,7 +84,8 @@ def test_raw_takes_text_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [b"bytes", bytearray(b"x"), math.nan, math.inf, -math.inf, {"a": [math.nan]}, object(), {1, 2}, {(1,): 2}]
+    "message",
+    [b"bytes", bytearray(b"x"), math.nan, math.inf, -math.inf, {"a": [math.nan]}, object(), {1, 2}, {(1,): 2}],
 )
 def test_what_json_cannot_carry_is_not_serializable(message: object) -> None:
     with pytest.raises(NotSerializable) as caught:

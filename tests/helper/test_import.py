@@ -26,7 +26,8 @@ def test_importing_the_package_loads_nothing_compiled_and_no_redis_py() -> None:
 def test_a_helper_needs_nothing_but_redis_py() -> None:
     code = (
         "import sys\n"
-        "for name in ('uvloop', 'picows', 'aiofastnet', 'freeim._core', 'freeim.node', 'hiredis'): sys.modules[name] = None\n"
+        "for name in ('uvloop', 'picows', 'aiofastnet', 'freeim._core', 'freeim.node', 'hiredis'):\n"
+        "    sys.modules[name] = None\n"
         "import freeim; freeim.ImHelper(); freeim.AsyncImHelper(); print('fine')"
     )
     assert run(code) == "fine"

@@ -44,7 +44,9 @@ def test_leaving_undoes_joining_and_twice_is_once(helper: Any, redis_server: Red
     assert hashes(redis_server) == {"Client2": {"room": "0"}, "Chanroom": {"2": "0"}, "ListChan": {"room": "1"}}
 
 
-def test_a_thousand_channels_are_joined_and_left_in_one_script_each(make: MakeHelper, redis_server: RedisServer) -> None:
+def test_a_thousand_channels_are_joined_and_left_in_one_script_each(
+    make: MakeHelper, redis_server: RedisServer
+) -> None:
     names = [f"channel {number}" for number in range(1000)]
     with RecordingRedis(redis_server) as recorder:
         helper = make(recorder.url, nodes=["a"])
@@ -111,7 +113,9 @@ def test_clearing_works_beyond_what_lua_can_unpack_at_once(helper: Any, redis_se
     assert helper.get_chan_online("room") == 1000
 
 
-@pytest.mark.parametrize("name", ["a b", "频道", "\u2028\x85", "a\r\nb", "\x00", "{x}", "*", "%d %s", "'\"\\", "a" * 10_000])
+@pytest.mark.parametrize(
+    "name", ["a b", "频道", "\u2028\x85", "a\r\nb", "\x00", "{x}", "*", "%d %s", "'\"\\", "a" * 10_000]
+)
 def test_a_channel_may_have_any_name(helper: Any, redis_server: RedisServer, name: str) -> None:
     helper.join_chan(1, name)
     assert helper.get_chan_list() == {name: 1}

@@ -155,7 +155,7 @@ def test_ten_thousand_receivers_are_one_publish_for_each_node(make: MakeHelper, 
     assert sorted(client_id for group in sent for client_id in group) == list(receivers)
 
 
-@pytest.mark.parametrize("metadata", [None, "", "ascii", "元数据 \"q\" \u2028 \ud800 😀"])
+@pytest.mark.parametrize("metadata", [None, "", "ascii", '元数据 "q" \u2028 \ud800 😀'])
 def test_metadata_of_every_kind_is_in_the_token(helper: Any, redis_server: RedisServer, metadata: str | None) -> None:
     token = helper.prev_connect_server(7, metadata).partition("token=")[2]
     key = f"im_v2_wsToken{token}"
@@ -234,7 +234,9 @@ def test_the_registered_list_is_remembered_for_its_time_and_then_read_again(
         assert helper.send_broadcast_message("x").addressed == 2
 
 
-@pytest.mark.parametrize("value", ["", "{", "[]", '{"by":"mod"}', '{"by":"other","nodes":["a"]}', '{"by":"mod","nodes":[]}'])
+@pytest.mark.parametrize(
+    "value", ["", "{", "[]", '{"by":"mod"}', '{"by":"other","nodes":["a"]}', '{"by":"mod","nodes":[]}']
+)
 def test_a_registered_list_that_cannot_be_read_is_an_error_of_ours(
     make: MakeHelper, redis_server: RedisServer, value: str
 ) -> None:

@@ -295,6 +295,17 @@ class Running:
         """Wait until Redis has done all that the node has sent it so far."""
         await bounded(self.node._session.call("PING"))
 
+    async def heard_all(self) -> None:
+        """Wait until the node has heard all that was published on its channel so far."""
+        heard = asyncio.Event()
+        probe = self.node._session.probe_seen
+        self.node._session.probe_seen = heard.set  # type: ignore[method-assign]
+        try:
+            self.publish("__FreeIM__(Probe)0")
+            await bounded(heard.wait())
+        finally:
+            self.node._session.probe_seen = probe  # type: ignore[method-assign]
+
     def publish(self, payload: str | bytes) -> int:
         """Publish on the node's channel."""
         return int(self.server.command("PUBLISH", self.names.server(self.node.name), payload))
@@ -413,6 +424,14 @@ class Raw:
         elif size == 127:
             (size,) = struct.unpack("!Q", await self.reader.readexactly(8))
         return first & 0xF, await bounded(self.reader.readexactly(size))
+
+    async def answer_close(self) -> tuple[int, str]:
+        """Read the node's Close frame, which comes next, answer it as a good peer, and return code and reason."""
+        opcode, payload = await self.frame()
+        assert opcode == 8
+        self.send(frame(8, payload))
+        assert await self.rest() == b"", "nothing may follow a Close frame"
+        return int.from_bytes(payload[:2], "big"), payload[2:].decode()
 
     async def closed_with(self) -> tuple[int, str]:
         """Read frames up to a Close frame and on to the end of the connection; return code and reason."""
