@@ -144,7 +144,7 @@ class Options:
         minimum=1,
         maximum=2**31 - 1,
     )
-    ping_interval: float = _seconds(25.0, "Silence after which a terminal is sent a ping.")
+    ping_interval: float = _seconds(25.0, "Time between two pings of one terminal.")
     ping_timeout: float = _seconds(10.0, "Time to answer a ping (else 4003); not longer than the ping interval.")
     handshake_timeout: float = _seconds(5.0, "Time to send the whole HTTP request (else 408).")
     close_timeout: float = _seconds(5.0, "Time to answer a Close frame, then the connection is cut.")
@@ -155,7 +155,9 @@ class Options:
         1_048_576, "What may wait for one slow terminal (else 4002); one message always may.", minimum=1
     )
     bus_queue_limit: int = _bytes(
-        268_435_456, "What may wait between Redis and the node's connections (else messages are dropped).", minimum=1
+        268_435_456,
+        "What may wait for clients whose membership is being read (what comes beyond is lost for them).",
+        minimum=1,
     )
 
     def __post_init__(self) -> None:
