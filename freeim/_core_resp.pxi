@@ -1,6 +1,10 @@
 # Stage 1: the stream of one Redis connection. Replies go to whoever waits, in order; pushes go to the bus.
 
 
+class BadStream(Exception):
+    """Redis sent what is well-formed but makes no sense here."""
+
+
 cdef class RespStream:
     """Split the bytes of one Redis connection into replies and pushes.
 
@@ -33,6 +37,7 @@ cdef class RespStream:
 
         Raises:
             hiredis.ProtocolError: The bytes are not RESP; the connection is of no use any more.
+            BadStream: They are, but make no sense.
         """
         cdef:
             object nothing = RespStream.NOTHING
@@ -40,18 +45,22 @@ cdef class RespStream:
             object push_type = self._push_type
             object item
             object head
+            Py_ssize_t size
         self._reader.feed(data)
         while True:
             item = gets()
             if item is nothing:
                 return
             if type(item) is push_type:
-                head = (<list>item)[0]
-                if head == b"message":
+                size = len(<list>item)
+                head = (<list>item)[0] if size else None
+                if head == b"message" and size == 3 and type((<list>item)[2]) is bytes:
                     self._on_message((<list>item)[2])
-                elif head == b"invalidate":
+                elif head == b"invalidate" and size == 2 and isinstance((<list>item)[1], (list, type(None))):
                     self._on_invalidate((<list>item)[1])
                 else:
                     self._on_push(item)
-            else:
+            elif self._waiting:
                 self._waiting.popleft()(item)
+            else:
+                raise BadStream("a reply that nobody asked for")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import hiredis
 
-from freeim._core import RespStream
+from freeim._core import BadStream, RespStream
 from freeim.redis_url import RedisAddress
 
 Callback = Callable[[Any], None]
@@ -163,7 +163,7 @@ class RedisLink(asyncio.Protocol):
         """Handle bytes from Redis; those that the gate kept come in here later."""
         try:
             self._stream.receive(data)
-        except hiredis.ProtocolError as error:
+        except (hiredis.ProtocolError, BadStream) as error:
             self.close(LinkLost(f"Redis sent something that is not its protocol: {error}"))
             return
         if self._on_received is not None:
@@ -173,7 +173,7 @@ class RedisLink(asyncio.Protocol):
         self.close(LinkLost(f"the connection to Redis ended: {exc or 'closed by Redis'}"))
 
     def _on_push(self, push: list[Any]) -> None:
-        if push[0] == b"subscribe" and self._subscribed is not None and not self._subscribed.done():
+        if push[:1] == [b"subscribe"] and self._subscribed is not None and not self._subscribed.done():
             self._subscribed.set_result(None)
 
 
