@@ -237,11 +237,3 @@ def bench(session: nox.Session) -> None:
     install_wheel(session)
     leave_checkout(session)
     session.run("python", "-m", "bench", *session.posargs)
-
-
-@nox.session
-def run(session: nox.Session) -> None:
-    """Start a node, on a Redis that is found or started, and print a first client's URL."""
-    install_wheel(session, *PROJECT["project"]["optional-dependencies"]["embedded"])
-    leave_checkout(session)
-    session.run("python", str(ROOT / "tools" / "run.py"), *session.posargs, interrupt_timeout=15, terminate_timeout=5)

@@ -232,7 +232,6 @@ class EventBus:
                     self._tried.set()
                     if gap and self._resync is not None:
                         call_logged(self._resync)
-                    gap = True
                     self._listen(pubsub)
             except Exception as error:
                 self._subscribed.clear()

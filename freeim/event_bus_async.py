@@ -136,7 +136,6 @@ class AsyncEventBus:
                         self._tried.set()
                         if gap:
                             await self._call(self._resync)
-                        gap = True
                         await self._listen(pubsub)
                 except Exception as error:
                     self._subscribed.clear()

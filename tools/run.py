@@ -76,11 +76,14 @@ def serve(redis_url: str, and_redis: str = "") -> int:
     node = subprocess.Popen(program, stdout=subprocess.PIPE, env=os.environ | {"FREEIM_REDIS_URL": redis_url})
     try:
         assert node.stdout is not None
-        banner = node.stdout.read1()  # the node writes it at once, and nothing after it
+        banner = os.read(node.stdout.fileno(), 65536)  # the node writes it at once, and nothing after it
         if banner:
             with ImHelper(redis_url, token_ttl=URL_SECONDS) as helper:
                 url = helper.prev_connect_server(1)
-            paths = {"python": short(Path(sys.executable)), "chat": short(Path(__file__).parents[1] / "examples/chat.py")}
+            paths = {
+                "python": short(Path(sys.executable)),
+                "chat": short(Path(__file__).parents[1] / "examples/chat.py"),
+            }
             redis_option = f" --redis {redis_url}" if redis_url != DEFAULT_URL else ""
             text = HOW_TO_CHAT.format(**paths, url=url, redis=redis_option, and_redis=and_redis)
             print(banner.decode().rstrip() + "\n" + text, flush=True)

@@ -88,7 +88,22 @@ async def wire(walk: Fanout, buffers: int = 4096, number: int = 1) -> Wired:
     transport, _ = await asyncio.get_running_loop().create_connection(lambda: owner, sock=near)
     transport.set_write_buffer_limits(high=0)
     connection.attach_transport(transport, transport.get_extra_info("socket").fileno())
-    return Wired(owner, transport, far)
+    wired = Wired(owner, transport, far)
+    open_wires.append(wired)
+    return wired
+
+
+open_wires: list[Wired] = []
+
+
+async def cut_wires() -> None:
+    """End all connections of a test: uvloop hangs for good on a transport that outlives its loop."""
+    while open_wires:
+        wired = open_wires.pop()
+        wired.transport.abort()
+        async with asyncio.timeout(5):
+            await wired.owner.lost
+        wired.far.close()
 
 
 @pytest.fixture(params=LOOPS)
@@ -98,8 +113,11 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Callable[[], Await
 
         def start(test: Callable[[], Awaitable[None]]) -> None:
             async def main() -> None:
-                async with asyncio.timeout(60):
-                    await test()
+                try:
+                    async with asyncio.timeout(60):
+                        await test()
+                finally:
+                    await cut_wires()
 
             runner.run(main())
 
@@ -150,7 +168,6 @@ def test_every_byte_arrives_once_and_in_order_however_slowly_the_peer_reads(run:
         assert wired.owner.paused > 5, "the transport has never queued: nothing was tested"
         wired.transport.close()
         assert await wired.read(1) == b""
-        wired.far.close()
 
     run(test)
 
@@ -189,10 +206,6 @@ def test_a_slow_reader_is_reported_once_and_gets_its_close_frame_behind_all_that
         want = b"".join(sent) + CLOSE
         assert await slow.read(len(want)) == want
         assert not good.connection.closing
-        for each in (slow, good):
-            each.transport.abort()
-            await each.owner.lost
-            each.far.close()
 
     run(test)
 
@@ -210,9 +223,6 @@ def test_an_empty_queue_takes_one_message_of_any_size_and_no_second_one(run: Run
         walk.flush()
         assert reported == [1]
         assert await wired.read(len(huge)) == huge
-        wired.transport.abort()
-        await wired.owner.lost
-        wired.far.close()
 
     run(test)
 

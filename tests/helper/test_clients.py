@@ -54,7 +54,7 @@ def test_a_callers_client_works_in_every_mode_and_stays_open(
         with contextlib.closing(client):
             with ImHelper(client, nodes=["a"]) as helper:
                 use_everything(Direct(helper))
-            name = client.client_id()
+                name = client.client_id()
             assert client.client_id() == name, "the same connection: nobody closed it"
             events: list[Any] = []
             with ImHelper(client, nodes=["a"]).event_bus(online=events.append) as bus:
