@@ -35,8 +35,8 @@ def receive(helper: ImHelper, me: int) -> None:
                 print("* forced offline", flush=True)
                 return
         except (OSError, WebSocketException, FreeImError) as error:
-            if str(error) != problem:
-                problem = str(error)
+            told, problem = problem, str(error).partition(";")[0]
+            if problem != told:
                 print(f"* not connected: {problem}; trying again", flush=True)
         time.sleep(RECONNECT_SECONDS)
 

@@ -27,8 +27,12 @@ local function close(number)
     redis.call('HDEL', KEYS[2], id)
     local client = prefix .. 'Client' .. id
     for _, channel in ipairs(redis.call('HKEYS', client)) do
-      if redis.call('HDEL', prefix .. 'Chan' .. channel, id) == 1
-          and redis.call('HINCRBY', KEYS[3], channel, -1) <= 0 then
+      redis.call('HDEL', prefix .. 'Chan' .. channel, id)
+      -- As in leave.lua: the count is the length of Chan, so one that was left wrong comes right.
+      local left = redis.call('HLEN', prefix .. 'Chan' .. channel)
+      if left > 0 then
+        redis.call('HSET', KEYS[3], channel, left)
+      else
         redis.call('HDEL', KEYS[3], channel)
       end
     end

@@ -18,7 +18,7 @@ for i = 6, #ARGV do
   local channel = ARGV[i]
   redis.call('HSET', KEYS[4], channel, 0)
   if redis.call('HSETNX', prefix .. 'Chan' .. channel, id, 0) == 1 then
-    redis.call('HINCRBY', KEYS[5], channel, 1)
+    redis.call('HSET', KEYS[5], channel, redis.call('HLEN', prefix .. 'Chan' .. channel))
   end
 end
 -- Chan decides who is a member, Client is the index of it: drop what Chan does not confirm.

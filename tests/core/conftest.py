@@ -1,10 +1,21 @@
-"""How hypothesis works here: no time limit for one example (the machine may be busy), and nothing left on disk."""
+"""How hypothesis works here: no time limit for one example (the machine may be busy), and nothing left on disk.
+
+A failure is shown as it was found. Looking for the smallest one takes minutes, longer than a test may: set
+``FREEIM_SHRINK=1`` and ``--timeout 0`` for that.
+"""
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+import os
+
+from hypothesis import HealthCheck, Phase, settings
 
 settings.register_profile(
-    "freeim", deadline=None, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    "freeim",
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=tuple(Phase) if os.environ.get("FREEIM_SHRINK") else (Phase.explicit, Phase.reuse, Phase.generate),
 )
 settings.load_profile("freeim")

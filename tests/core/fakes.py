@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from freeim._core import Connection, Fanout
 
 
-class FakeTransport:
+class FakeTransport(asyncio.WriteTransport):
     """Takes everything at once and remembers it; `queued` is what it claims to hold back."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.sent = bytearray()
         self.queued = 0
         self.aborted = False
@@ -18,7 +20,7 @@ class FakeTransport:
     def get_write_buffer_size(self) -> int:
         return self.queued
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         self.sent += data
 
     def abort(self) -> None:

@@ -132,7 +132,9 @@ def test_a_mutated_payload_never_becomes_a_message_that_is_no_json(guid: bool, d
         if change == "cut":
             del mutated[at : at + data.draw(st.integers(1, 8))]
         elif change == "insert":
-            mutated[at:at] = data.draw(st.one_of(st.binary(max_size=4), st.sampled_from(list(b'\\"u,]}[0-')).map(bytes_of)))
+            mutated[at:at] = data.draw(
+                st.one_of(st.binary(max_size=4), st.sampled_from(list(b'\\"u,]}[0-')).map(bytes_of))
+            )
         elif change == "replace" and at < len(mutated):
             mutated[at] = data.draw(st.integers(0, 255))
         elif change == "truncate":

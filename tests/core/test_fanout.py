@@ -45,13 +45,17 @@ class Owner(asyncio.Protocol):
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.paused = 0
+        self.drained = asyncio.Event()
+        self.drained.set()
         self.lost = asyncio.get_running_loop().create_future()
 
     def pause_writing(self) -> None:
         self.paused += 1
+        self.drained.clear()
         self.connection.set_blocked(True)
 
     def resume_writing(self) -> None:
+        self.drained.set()
         self.connection.set_blocked(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -160,8 +164,7 @@ def test_every_byte_arrives_once_and_in_order_however_slowly_the_peer_reads(run:
             if step % 100 == 99:  # the peer catches up: the next sends are direct again
                 walk.flush()
                 got += await wired.read(len(sent) - len(got))
-                while wired.connection.blocked:
-                    await asyncio.sleep(0)
+                await wired.owner.drained.wait()
         got += await wired.read(len(sent) - len(got))
         assert bytes(got) == bytes(sent)
         assert 0 < walk.writes < frames, "direct sends, each of all frames that wait"
@@ -225,6 +228,21 @@ def test_an_empty_queue_takes_one_message_of_any_size_and_no_second_one(run: Run
         assert await wired.read(len(huge)) == huge
 
     run(test)
+
+
+def test_without_a_descriptor_the_limits_are_the_same() -> None:
+    reported = []
+    walk = Fanout(never, lambda each: reported.append(each.number), 1000)  # as with TLS: all through the transport
+    connection, transport = open_connection(walk, 1)
+    connection.attach_transport(transport, -1)
+    for size, queued, accepted in ((5_000_000, 0, True), (900, 50, True), (900, 200, False)):
+        transport.queued = queued
+        transport.sent.clear()
+        connection.send_control(frame(1, size))
+        walk.flush()
+        assert (bytes(transport.sent) == frame(1, size)) == accepted
+        assert reported == [] if accepted else [1]
+    assert walk.writes == 0
 
 
 def test_a_peer_that_has_gone_is_cut_and_nothing_more_goes_to_its_descriptor(run: Run) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import hiredis
@@ -83,9 +85,9 @@ class Log:
 
     def expect(self, count: int, ask_again: bool = False) -> None:
         for number in range(count):
-            self.stream.waiting.append(lambda reply, number=number: self.answered(number, reply, ask_again))
+            self.stream.waiting.append(partial(self.answered, number, ask_again))
 
-    def answered(self, number: int, reply: Any, ask_again: bool) -> None:
+    def answered(self, number: int, ask_again: bool, reply: Any) -> None:
         self.calls.append(("reply", str(reply) if isinstance(reply, Exception) else reply))
         self.calls.append(("to", number))
         if ask_again and number == 0:  # as a callback does that sends its next command
@@ -94,7 +96,7 @@ class Log:
 
 def cut(data: bytes, points: list[int]) -> list[bytes]:
     edges = [0, *sorted(point % (len(data) + 1) for point in points), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(edges)]
 
 
 @given(st.lists(st.one_of(replies(), pushes()), max_size=20), st.lists(st.integers(0, 10**6), max_size=12))
@@ -108,7 +110,10 @@ def test_however_the_stream_is_cut_the_same_calls_come_in_the_same_order(
         if call[0] == "reply":
             expected.append(("to", count))
             count += 1
-    for chunks in (cut(b"".join(data for data, _ in items), points), [bytes([each]) for data, _ in items for each in data]):
+    for chunks in (
+        cut(b"".join(data for data, _ in items), points),
+        [bytes([each]) for data, _ in items for each in data],
+    ):
         log = Log()
         log.expect(count)
         for chunk in chunks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,9 @@ from tests.servers import RedisServer, free_port
 
 
 @contextlib.contextmanager
-def nodes_on(redis: RedisServer, count: int = 2, *, barrier: bool = True, round_trip: float = 0.0) -> Iterator[list[str]]:
+def nodes_on(
+    redis: RedisServer, count: int = 2, *, barrier: bool = True, round_trip: float = 0.0
+) -> Iterator[list[str]]:
     """Run nodes and give their names, in the order of the partition.
 
     Args:
@@ -35,3 +38,19 @@ def nodes_on(redis: RedisServer, count: int = 2, *, barrier: bool = True, round_
         yield names
         for helper in running:
             assert helper.end() == 0
+
+
+def readiness(node: str) -> str:
+    """Return what a node says about itself under /ready."""
+    with urllib.request.urlopen(f"http://{node}/ready", timeout=10) as response:
+        body: bytes = response.read()
+    return body.decode()
+
+
+@contextlib.contextmanager
+def redis_without(how: str) -> Iterator[RedisServer]:
+    """Run a Redis on which nodes have to do without CLIENT TRACKING: it has no ``CLIENT``, or no ``RESP3``."""
+    with RedisServer(args=("--rename-command", "HELLO", "") if how == "RESP3" else ()) as server:
+        if how == "CLIENT":
+            server.command("ACL", "SETUSER", "default", "-client")
+        yield server

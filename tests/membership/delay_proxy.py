@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self, cast
 
@@ -27,6 +28,8 @@ class Link:
         """Everything that the client has sent."""
         self.requests = 0
         """Chunks that came from the client: at least one write of its each."""
+        self.on_request: Callable[[bytes], None] | None = None
+        """Sees each chunk from the client before it goes on."""
         self.held: deque[bytes] | None = None
         self.client = End(self)
         self.server = End(self)
@@ -73,6 +76,8 @@ class End(asyncio.Protocol):
         if self is link.client:
             link.asked += data
             link.requests += 1
+            if link.on_request is not None:
+                link.on_request(data)
         if link.delay:
             asyncio.get_running_loop().call_later(link.delay, self.hand_on, data)
         else:
@@ -96,7 +101,7 @@ class End(asyncio.Protocol):
 
 
 class DelayProxy:
-    """Listens on a port of its own. ``async with DelayProxy(port, round_trip=0.02) as proxy:``
+    """A proxy on a port of its own, to be used in an ``async with``.
 
     Args:
         target: The port of Redis on this machine.

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from tests.membership.cluster import nodes_on
+from tests.membership.cluster import nodes_on, readiness, redis_without
 from tests.membership.processes import Helper
 from tests.servers import RedisServer
 
@@ -110,22 +108,6 @@ def test_the_hammer_notices_when_messages_may_overtake_the_reading_of_membership
     assert totals.pairs >= pairs
     assert totals.missed > pairs / 100
     assert totals.strays > pairs / 100
-
-
-def readiness(node: str) -> str:
-    """Return what a node says about itself under /ready."""
-    with urllib.request.urlopen(f"http://{node}/ready", timeout=10) as response:
-        body: bytes = response.read()
-    return body.decode()
-
-
-@contextlib.contextmanager
-def redis_without(how: str) -> Iterator[RedisServer]:
-    """Run a Redis on which nodes have to do without CLIENT TRACKING."""
-    with RedisServer(args=("--rename-command", "HELLO", "") if how == "RESP3" else ()) as server:
-        if how == "CLIENT":
-            server.command("ACL", "SETUSER", "default", "-client")
-        yield server
 
 
 @pytest.mark.parametrize("missing", ["CLIENT", "RESP3"])
