@@ -27,7 +27,7 @@ class AsyncImHelper:
     """`ImHelper` for asyncio: the same arguments, methods, results and errors, awaited.
 
     It may be used from any event loop, also from several in turn (``asyncio.run`` twice, Django's ``async_to_sync``):
-    each loop gets connections of its own, which end with it. 64 calls of a loop are with Redis at a time.
+    each loop gets connections of its own, which end with it. 32 calls of a loop are with Redis at a time.
 
     Args:
         redis: As `ImHelper`'s, but a ``redis.asyncio.Redis`` where a client is given.
@@ -237,25 +237,21 @@ class AsyncImHelper:
         return self._core.read_view(await self._execute(self._core.view_commands()))
 
     async def _execute(self, commands: list[Command]) -> list[Any]:
-        entry = await self._clients.get()
-        gate = entry.gate
-        if gate is not None:
-            await gate.enter()
+        gate = (await self._clients.get()).gate
+        client = await gate.enter()
         broken = False
         try:
             if len(commands) == 1:
-                return [await entry.client.execute_command(*commands[0])]
-            pipeline = entry.client.pipeline(transaction=False)
+                return [await client.execute_command(*commands[0])]
+            pipeline = client.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
             replies = await pipeline.execute(raise_on_error=False)
         except self._redis_client.RedisError as error:
-            failure = self._redis_client.unavailable(error)
             broken = not isinstance(error, self._redis_client.ResponseError)
-            raise failure from error
+            raise self._redis_client.unavailable(error) from error
         finally:
-            if gate is not None:
-                gate.leave(broken)
+            gate.leave(client, broken)
         return self._redis_client.checked_replies(replies, commands)
 
 

@@ -13,54 +13,97 @@ from freeim.errors import RedisUnavailable
 if TYPE_CHECKING:
     import redis.asyncio
 
-CONCURRENT_CALLS: Final = 64
+CONCURRENT_CALLS: Final = 32
 """How many calls of one loop are with Redis at a time, each on its own connection; more wait their turn."""
 
 
 class Gate:
-    """Lets `CONCURRENT_CALLS` in at a time. When Redis fails those, the ones who waited behind them fail at once.
+    """The clients of one loop, `CONCURRENT_CALLS` at most. When Redis fails those, the calls that wait fail at once.
 
     Otherwise ten thousand calls that begin together would open ten thousand connections; and with Redis paused, the
-    last of them would raise after minutes.
+    last of them would raise after minutes. Each client has one connection: a pool of redis-py 6 or 7 opens its
+    connections one after the other, so with Redis paused each would wait for all timeouts before its own.
+
+    Args:
+        make: Makes a client.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[], redis.asyncio.Redis]) -> None:
+        self.clients: list[Any] = []
+        self._make = make
+        self._idle: list[Any] = []
         self._slots = asyncio.Semaphore(CONCURRENT_CALLS)
         self._broken_at = -1.0
 
-    async def enter(self) -> None:
-        """Wait for a slot.
+    async def enter(self) -> Any:
+        """Wait for a turn, and return a client to be given back by `leave`.
 
         Raises:
             RedisUnavailable: A call that was let in before failed while this one waited.
         """
         if not self._slots.locked():
             await self._slots.acquire()
-            return
-        since = time.monotonic()
-        await self._slots.acquire()
-        if self._broken_at > since:
-            self._slots.release()
-            raise RedisUnavailable("Redis did not answer the calls before this one", maybe_sent=False)
+        else:
+            since = time.monotonic()
+            await self._slots.acquire()
+            if self._broken_at > since:
+                self._slots.release()
+                raise RedisUnavailable("Redis did not answer the calls before this one", maybe_sent=False)
+        if self._idle:
+            return self._idle.pop()
+        client = self._make()
+        self.clients.append(client)
+        return client
 
-    def leave(self, broken: bool) -> None:
-        """Free the slot.
+    def leave(self, client: Any, broken: bool) -> None:
+        """Give a client back.
 
         Args:
+            client: What `enter` returned.
             broken: Whether Redis failed.
         """
         if broken:
             self._broken_at = time.monotonic()
+        self._idle.append(client)
         self._slots.release()
 
 
-class LoopClient:
-    """The client of one loop, and the gate before it (None for a caller's client, whose own pool decides)."""
+class OpenGate:
+    """The same for a caller's client, whose own pool and policy decide.
 
-    def __init__(self, client: redis.asyncio.Redis, gate: Gate | None) -> None:
-        self.client: Any = client  # the methods of redis-py's clients are typed in part only
+    Args:
+        client: The caller's client.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self.clients: list[Any] = [client]
+
+    async def enter(self) -> Any:
+        """Return the client."""
+        return self.clients[0]
+
+    def leave(self, client: Any, broken: bool) -> None:
+        """Do nothing."""
+
+
+class LoopClient:
+    """What belongs to one loop: its clients, and the generator that hangs in it."""
+
+    def __init__(self, gate: Gate | OpenGate) -> None:
         self.gate = gate
         self.guard: AsyncGenerator[None, None] | None = None
+
+    async def close(self) -> None:
+        """Close the connections of our own clients."""
+        if isinstance(self.gate, Gate):
+            for client in self.gate.clients:
+                with contextlib.suppress(Exception):
+                    await client.connection_pool.disconnect()
+
+    def abandon(self) -> None:
+        """Forget all connections; their loop is closed."""
+        for client in self.gate.clients:
+            abandon(client)
 
 
 class LoopClients:
@@ -83,50 +126,40 @@ class LoopClients:
 
     async def _enter(self) -> LoopClient:
         loop = asyncio.get_running_loop()
-        for other in [other for other in list(self._clients) if other.is_closed()]:
-            dead = self._clients.pop(other, None)
-            if dead is not None:
-                abandon(dead.client)
+        self._drop_dead()
         if self._make is None:
             assert self._given is not None
-            entry = LoopClient(self._given, None)
+            entry = LoopClient(OpenGate(self._given))
         else:
-            entry = LoopClient(self._make(), Gate())
+            entry = LoopClient(Gate(self._make))
         self._clients[loop] = entry
         # asyncio.run, async_to_sync and their like end all async generators before they close a loop. So a generator
         # that hangs in a loop is told in time to close the connections, by a loop that can still do it.
-        entry.guard = self._hang_in(loop)
+        entry.guard = self._hang_in(loop, entry)
         await anext(entry.guard)
         return entry
 
-    async def _hang_in(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None, None]:
+    def _drop_dead(self) -> None:
+        for loop in [loop for loop in list(self._clients) if loop.is_closed()]:
+            entry = self._clients.pop(loop, None)
+            if entry is not None:
+                entry.abandon()
+
+    async def _hang_in(self, loop: asyncio.AbstractEventLoop, entry: LoopClient) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
-            entry = self._clients.pop(loop, None)
-            if entry is not None and self._make is not None:
-                with contextlib.suppress(Exception):
-                    await close(entry.client)
+            if self._clients.get(loop) is entry:
+                del self._clients[loop]
+            await entry.close()
 
     async def aclose(self) -> None:
         """Close the connections of the running loop, and drop those of loops that are gone."""
         running = asyncio.get_running_loop()
-        for loop in list(self._clients):
-            if loop is running or loop.is_closed():
-                entry = self._clients.pop(loop, None)
-                if entry is None:
-                    continue
-                if loop.is_closed():
-                    abandon(entry.client)
-                elif self._make is not None:
-                    await close(entry.client)
-                if entry.guard is not None and loop is running:
-                    await entry.guard.aclose()
-
-
-async def close(client: Any) -> None:
-    """Close a client of our own, and its pool."""
-    await client.connection_pool.disconnect()
+        self._drop_dead()
+        entry = self._clients.get(running)
+        if entry is not None and entry.guard is not None:
+            await entry.guard.aclose()
 
 
 def abandon(client: Any) -> None:

@@ -56,6 +56,8 @@ class Connections:
         self._emptied = asyncio.Event()
         self._last_number = 0
         self._fenced: list[Connection] = []
+        self._counted: dict[Client, list[Connection]] = {}
+        """Connections that Redis has counted, and whose client's membership is still being read for the first time."""
         self._misdirected: set[str] = set()
         self.system = system_id(options.ids)
         self.fanout = Fanout(self._loop.call_soon, self._too_slow, options.queue_limit)
@@ -221,29 +223,28 @@ class Connections:
     def membership_read(self, client: Client, names: list[bytes] | None) -> bool:
         """The answer to a re-read of a client's channels; None where it failed. Returns whether they have changed."""
         assert self.router is not None
-        # Before the replay, which may close some: even a terminal that is forced offline gets its 101 first.
-        held = [connection for connection in client.connections if connection.held]
         changed = self.router.members(client, names)
         deferred, client.deferred_closes = client.deferred_closes, None
         for number in deferred or ():
             self._presence.close(number)
         if client.attached == 0:
             self._presence.forget(client.id)
-        for connection in held:
-            if connection.number in self.living:
-                self._upgrade_if_ready(connection)
+        for connection in self._counted.pop(client, ()):
+            self._upgrade_if_ready(connection)
         return changed
 
     def _upgrade_if_ready(self, connection: Connection) -> None:
         """Send the 101 once both answers are in: the count, and the first reading of the membership."""
         client = connection.client
         if client.reading and not client.tracked:
+            self._counted.setdefault(client, []).append(connection)
             return
         handshake: Handshake = connection.owner
         transport = handshake.transport
-        if transport is None or transport.is_closing():
-            return  # connection_lost follows, and takes it out
-        if self.draining:
+        if handshake.connection is None or transport is None or transport.is_closing():
+            return  # refused meanwhile; or connection_lost follows, and takes it out
+        # One that has been forced offline or sent away meanwhile gets its 101 too, and its Close frame behind it.
+        if self.draining and not connection.closing:
             self._abandon(handshake)
             handshake.refuse(Refusal(503, "this node stops; connect again", "Retry-After: 1"))
             return

@@ -161,7 +161,7 @@ def test_our_own_client_never_retries(make: MakeHelper, redis_server: RedisServe
         connection = inner._client.connection_pool.make_connection()
     else:
         (entry,) = inner._clients._clients.values()
-        connection = entry.client.connection_pool.make_connection()
+        connection = entry.gate.clients[0].connection_pool.make_connection()
     assert connection.retry._retries == 0
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from freeim import AsyncImHelper, RedisUnavailable
+from freeim import AsyncImHelper, ImHelper, RedisUnavailable
 from tests.helper.conftest import MakeHelper
 from tests.servers import RedisServer, Subscriber, free_port
 
@@ -143,10 +144,10 @@ def test_the_timeout_is_an_option(make: MakeHelper, own_redis_server: RedisServe
 def test_thousands_of_calls_at_once_share_few_connections_and_fail_together(own_redis_server: RedisServer) -> None:
     async def run() -> None:
         async with AsyncImHelper(own_redis_server.url, nodes=["a"], timeout=1.0) as helper:
-            everybody = [helper.has_online(number) for number in range(1, 2001)]
+            everybody = [helper.has_online(number) for number in range(1, 501)]
             assert not any(await asyncio.gather(*everybody))
             clients = own_redis_server.command("CLIENT", "LIST", "TYPE", "normal").decode().splitlines()
-            assert len(clients) <= 65
+            assert len(clients) <= 33
             own_redis_server.pause()
             try:
                 start = time.monotonic()
@@ -159,6 +160,18 @@ def test_thousands_of_calls_at_once_share_few_connections_and_fail_together(own_
             assert await helper.has_online(1) is False
 
     asyncio.run(run())
+
+
+def test_many_threads_at_once_do_not_wait_for_each_others_timeouts(own_redis_server: RedisServer) -> None:
+    with ImHelper(own_redis_server.url, nodes=["a"], timeout=1.0) as helper, ThreadPoolExecutor(40) as pool:
+        own_redis_server.pause()
+        try:
+            start = time.monotonic()
+            errors = [job.exception(30) for job in [pool.submit(helper.has_online, 1) for _ in range(40)]]
+            assert time.monotonic() - start < 3.0
+        finally:
+            own_redis_server.resume()
+        assert all(isinstance(error, RedisUnavailable) for error in errors)
 
 
 def test_a_cancelled_call_leaves_the_connection_usable(own_redis_server: RedisServer) -> None:

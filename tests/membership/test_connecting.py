@@ -150,6 +150,34 @@ async def test_channels_joined_before_connecting_are_honoured_from_the_online_ev
         await close_all(terminals)
 
 
+async def test_what_comes_between_the_online_event_and_the_reading_of_the_channels_reaches_the_client(
+    redis_server: RedisServer,
+) -> None:
+    async with far_node(redis_server, 0) as (node, proxy):
+        nodes = [node.name]
+        proxy.reader.delay = 0.05  # the opening is counted at once, the channels are read and answered much later
+        with redis_server.wire() as wire:
+            load_scripts(wire)
+
+            def react(own: Wire, client_id: int) -> None:
+                room = f"room{client_id}"
+                if client_id % 2:
+                    run(own, [flip(client_id, room, True)])
+                run(own, [*to_channel(nodes, room, "welcome"), *to_channel(nodes, "left", "no")])
+                run(own, [direct(nodes, client_id, "fence")])
+
+            async def client(client_id: int) -> Terminal:
+                run(wire, [flip(client_id, "left", True), flip(client_id, "left", False)])
+                if not client_id % 2:
+                    run(wire, [flip(client_id, f"room{client_id}", True)])
+                terminal = await Terminal.connect(node.name, grant(wire, client_id))
+                assert [await terminal.next(), await terminal.next()] == ['"welcome"', '"fence"']
+                return terminal
+
+            with reacting(redis_server, react):
+                await close_all(await asyncio.gather(*map(client, range(1, CLIENTS + 1))))
+
+
 async def test_a_channel_that_does_not_confirm_the_client_is_dropped_when_it_connects(
     either_redis: RedisServer,
 ) -> None:
@@ -202,26 +230,63 @@ async def test_a_client_that_waits_for_its_channels_holds_up_nobody_else(redis_s
             await close_all([one, two])
 
 
+class Doomed:
+    """A terminal that is cut at the moment when its token passes the proxy for the n-th time.
+
+    The first time it is looked up, the second time it is burnt by the opening.
+    """
+
+    def __init__(self, token: str, passes: int) -> None:
+        self.token = token.encode()
+        self.passes = passes
+        self.terminal: Terminal | None = None
+
+    def look(self, data: bytes) -> None:
+        self.passes -= data.count(self.token)
+        self.cut_in_time()
+
+    def cut_in_time(self) -> None:
+        if self.passes <= 0 and self.terminal is not None and self.terminal.transport is not None:
+            self.terminal.transport.abort()
+
+
 async def test_clients_that_drop_during_their_opening_leave_nothing_behind(redis_server: RedisServer) -> None:
     dice = random.Random(3)
+    all_ids = range(1, CLIENTS + 1)
+    early, looked_up, counted, upgraded = (set(all_ids[n::4]) for n in range(4))
+    """When each is cut: after a moment, when the token is looked up, when the opening is counted, after the 101."""
     events: Counter[tuple[str, int]] = Counter()
     with redis_server.wire() as listener, redis_server.wire() as wire:
         load_scripts(wire)
         listener.send("SUBSCRIBE", NAMES.event_online, NAMES.event_offline)
         listener.read()
         listener.read()
-        async with far_node(redis_server, 0.01) as (node, _):
+        async with far_node(redis_server, 0.01) as (node, proxy):
+            doomed: list[Doomed] = []
 
-            async def client(client_id: int) -> bool:
+            def look(data: bytes) -> None:
+                for each in doomed:
+                    each.look(data)
+
+            async def client(client_id: int) -> None:
                 run(wire, [flip(client_id, "room", True)])
                 await asyncio.sleep(dice.uniform(0, 0.1))
-                terminal = await Terminal.begin(node.name, grant(wire, client_id))
-                await asyncio.sleep(dice.uniform(0, 0.04))
-                upgraded = terminal.upgraded.done()
-                await terminal.close()
-                return upgraded
+                token = grant(wire, client_id)
+                if client_id in upgraded:
+                    await (await Terminal.connect(node.name, token)).close()
+                elif client_id in early:
+                    terminal = await Terminal.begin(node.name, token)
+                    await asyncio.sleep(dice.uniform(0, 0.02))
+                    await terminal.close()
+                else:
+                    fate = Doomed(token, 1 if client_id in looked_up else 2)
+                    doomed.append(fate)
+                    fate.terminal = await Terminal.begin(node.name, token)
+                    fate.cut_in_time()
+                    await fate.terminal.lost
 
-            upgraded = sum(await asyncio.gather(*map(client, range(1, CLIENTS + 1))))
+            proxy.writer.on_request = look
+            await asyncio.gather(*map(client, all_ids))
             await until(lambda: node._connections.accepted == 0, "every socket is gone")
             await until(lambda: redis_server.hash(NAMES.online) == {}, "nobody counts as online")
             await until(lambda: tracked_keys(redis_server) == 0, "no key is tracked any more")
@@ -229,23 +294,18 @@ async def test_clients_that_drop_during_their_opening_leave_nothing_behind(redis
             assert not node._bus.router.clients
             shares = [key for key in wire("KEYS", "im_v2_wsShare*") if not key.endswith(b"Shares")]
             assert shares == []
-        listener.sock.settimeout(0.3)
-        try:
-            while True:
-                _, channel, payload = listener.read()
-                events[channel.decode(), json.loads(payload)["Item1"]] += 1
-        except TimeoutError:
-            pass
+        # The node has stopped: everything that it published lies before this.
+        wire("PUBLISH", NAMES.event_offline, "over")
+        while (event := listener.read())[2] != b"over":
+            events[event[1].decode(), json.loads(event[2])["Item1"]] += 1
     online = {client_id for channel, client_id in events if channel == NAMES.event_online}
     offline = {client_id for channel, client_id in events if channel == NAMES.event_offline}
     assert online == offline
     assert set(events.values()) == {1}
-    # Some dropped before they were counted, some after it but before their 101, some after that.
-    assert 0 < upgraded < len(online) < CLIENTS
+    assert counted | upgraded <= online
+    assert not looked_up <= online, "none of them was noticed in time"
     # Those that were counted have left their channels; the others never came.
-    assert set(redis_server.hash(NAMES.chan("room"))) == {str(each) for each in range(1, CLIENTS + 1)} - set(
-        map(str, online)
-    )
+    assert set(redis_server.hash(NAMES.chan("room"))) == {str(each) for each in set(all_ids) - online}
 
 
 async def test_a_token_that_two_connections_present_at_once_opens_one_of_them(redis_server: RedisServer) -> None:
