@@ -44,7 +44,6 @@ cdef class Client:
         readonly bint established     # at least one connection's opening has been confirmed
         readonly bint tracked         # its Client hash was read at least once, so Redis may track the key
         long long since
-        public object deferred_closes  # numbers whose close waits for the read under way, or None
 
 
 @cython.final

@@ -57,7 +57,6 @@ class Message:
 
 @final
 class Client:
-    deferred_closes: list[int] | None
     @property
     def id(self) -> bytes: ...
     @property

@@ -224,9 +224,6 @@ class Connections:
         """The answer to a re-read of a client's channels; None where it failed. Returns whether they have changed."""
         assert self.router is not None
         changed = self.router.members(client, names)
-        deferred, client.deferred_closes = client.deferred_closes, None
-        for number in deferred or ():
-            self._presence.close(number)
         if client.attached == 0:
             self._presence.forget(client.id)
         for connection in self._counted.pop(client, ()):
@@ -330,14 +327,8 @@ class Connections:
     def _leave(self, connection: Connection) -> None:
         assert self.router is not None
         self.living.pop(connection.number, None)
-        client = connection.client
-        # A close that overtook the re-read would delete the hash, and the read would track a missing key for good.
-        deferred = client.reading
         self.router.detach(connection)
-        if deferred:
-            client.deferred_closes = [*(client.deferred_closes or ()), connection.number]
-        else:
-            self._presence.close(connection.number)
+        self._presence.close(connection.number)
 
     def _socket_gone(self) -> None:
         self.accepted -= 1

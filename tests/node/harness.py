@@ -238,7 +238,9 @@ class Running:
 
     # ---- terminals
 
-    def token(self, client: ClientId, metadata: str | None = "m", *, value: str | None = None, seconds: int = 10) -> str:
+    def token(
+        self, client: ClientId, metadata: str | None = "m", *, value: str | None = None, seconds: int = 10
+    ) -> str:
         """Store a token as FreeIM's helper does and return it."""
         token = os.urandom(64).hex()
         text = token_json(client, metadata) if value is None else value

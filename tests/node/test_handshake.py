@@ -229,7 +229,9 @@ async def test_a_terminal_that_drops_while_it_opens_leaves_no_ghost(own_redis_se
             own_redis_server.command("DEL", run.names.online)
             raw = await begin(run, round_)
             if wait_for_open:  # the token was read, and the opening is under way on both connections
-                await until(lambda: connections._last_number and run.node._bus.router.clients or not connections.accepted)
+                await until(
+                    lambda: (connections._last_number and run.node._bus.router.clients) or not connections.accepted
+                )
             raw.cut()
             await until(lambda: connections.accepted == 0, "the socket is gone")
             await assert_no_trace(run)
@@ -307,7 +309,9 @@ async def test_a_forced_offline_does_not_wait_for_a_slow_reading_of_the_membersh
         assert await raw.answer_close() == (1001, "disconnect")
 
 
-@pytest.mark.parametrize("metadata", [None, "", "x y", '"}\\', "%1 %s %", "你好 \U0001f600", "}", "\n\t\x00\x7f", "m" * 100_000])
+@pytest.mark.parametrize(
+    "metadata", [None, "", "x y", '"}\\', "%1 %s %", "你好 \U0001f600", "}", "\n\t\x00\x7f", "m" * 100_000]
+)
 async def test_the_events_carry_the_metadata_as_it_is(redis_server: RedisServer, metadata: str | None) -> None:
     async with running(redis_server) as run, run.events() as events:
         peer = await run.connect(7, metadata)

@@ -113,9 +113,7 @@ class Replay:
         if event["event"] == "channel message":
             self.run.join(self.dialect.client("2"), "room")
         self.run.publish(self.dialect.payload(event["payload"]))
-        closes = {
-            label for label, frames in event.get("frames", {}).items() if frames and isinstance(frames[0], dict)
-        }
+        closes = {label for label, frames in event.get("frames", {}).items() if frames and isinstance(frames[0], dict)}
         for label in closes:
             close, end = event["frames"][label]
             assert end == "eof"
