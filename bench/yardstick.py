@@ -31,7 +31,7 @@ def main() -> None:
                 sock, _address = server.accept()
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 selector.register(sock, selectors.EVENT_READ)
-            elif key.fileobj is sys.stdin:
+            elif key.fd == sys.stdin.fileno():
                 words = sys.stdin.readline().split()
                 if not words:
                     return
@@ -44,7 +44,8 @@ def main() -> None:
                         send(frame)
                 print(time.process_time() - start, flush=True)
             else:
-                sock = key.fileobj  # type: ignore[assignment]
+                assert isinstance(key.fileobj, socket.socket)
+                sock = key.fileobj
                 head = sock.recv(4096)
                 selector.unregister(sock)
                 if head:

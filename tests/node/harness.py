@@ -26,7 +26,7 @@ from websockets.exceptions import ConnectionClosed
 from freeim.config import Options
 from freeim.names import ClientId, Names, default_prefix
 from freeim.node import Node
-from tests.servers import RedisServer, Wire
+from tests.servers import RedisServer, Wire, encode_command
 
 SECONDS = 10.0
 """How long anything that must happen may take here."""
@@ -160,7 +160,7 @@ class Listener:
     async def __aenter__(self) -> Self:
         reader, self._writer = await asyncio.open_unix_connection(self._server.socket_path)
         parser = hiredis.Reader()
-        self._writer.write(hiredis.pack_command(("SUBSCRIBE", *self._channels)))
+        self._writer.write(encode_command(("SUBSCRIBE", *self._channels)))
         self._subscribed = 0
         self._reading = asyncio.create_task(self._read(reader, parser))
         await until(lambda: self._subscribed == len(self._channels), "subscribed")
@@ -317,7 +317,7 @@ class Running:
         count = 0
         packed = []
         for payload in payloads:
-            packed.append(hiredis.pack_command(("PUBLISH", self.names.server(self.node.name), payload)))
+            packed.append(encode_command(("PUBLISH", self.names.server(self.node.name), payload)))
             count += 1
         self.wire.sock.sendall(b"".join(packed))
         for _ in range(count):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hiredis
-
 from freeim.names import Names
 from tests.node.harness import Running
-from tests.servers import RedisServer
+from tests.servers import RedisServer, encode_command
 
 MANY = 3000
 """Far more than one script takes: a big hash that shrinks has long runs of empty buckets."""
@@ -24,7 +22,7 @@ async def test_a_dead_predecessor_of_any_size_is_taken_out_once(redis_server: Re
                 ("HSET", names.client(client), "room", "0"),
                 ("HINCRBY", names.list_chan, "room", "1"),
             ]
-        wire.sock.sendall(b"".join(map(hiredis.pack_command, commands)))
+        wire.sock.sendall(b"".join(map(encode_command, commands)))
         for _ in commands:
             wire.read()
     running = Running(redis_server, bind="127.0.0.1:0", node="127.0.0.1:6001")
