@@ -8,28 +8,41 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from freeim.commands import Published, SendEvent
+from freeim.config import Options
 from freeim.envelope import Raw
-from freeim.errors import CloseCode, FreeImError, NodesMismatch, NoNodes, NotSerializable, RedisUnavailable
+from freeim.errors import (
+    CloseCode,
+    ConfigError,
+    FreeImError,
+    NodeReplaced,
+    NodesMismatch,
+    NoNodes,
+    NotSerializable,
+    RedisUnavailable,
+)
 from freeim.event_bus import Event, EventBus
 from freeim.event_bus_async import AsyncEventBus
 from freeim.helper import ImHelper
 from freeim.helper_async import AsyncImHelper
 
 if TYPE_CHECKING:
-    from freeim.node import Node
+    from freeim.node import Node as Node
 
+# Without Node: `from freeim import *` is to work where no node can run.
 __all__ = [
     "AsyncEventBus",
     "AsyncImHelper",
     "CloseCode",
+    "ConfigError",
     "Event",
     "EventBus",
     "FreeImError",
     "ImHelper",
     "NoNodes",
-    "Node",
+    "NodeReplaced",
     "NodesMismatch",
     "NotSerializable",
+    "Options",
     "Published",
     "Raw",
     "RedisUnavailable",
