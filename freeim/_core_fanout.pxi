@@ -2,6 +2,11 @@
 # All that arrived in one read from Redis leaves in one send(2) per connection.
 
 
+# Bytes of scratch that are kept between two walks: a burst of big messages must not keep its memory for good.
+cdef enum:
+    KEPT_SCRATCH = 1048576
+
+
 cdef double _now() noexcept:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
@@ -196,6 +201,10 @@ cdef class Fanout:
         if self._next == len(self._dirty):
             self._dirty.clear()
             self._next = 0
+            if self._scratch_size > KEPT_SCRATCH:
+                free(self._scratch)
+                self._scratch = NULL
+                self._scratch_size = 0
             return
         if self._next > 4096:
             # Under steady load the list never empties: forget the part that is done.
