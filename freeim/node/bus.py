@@ -140,6 +140,8 @@ class Bus:
     def _answered(self, client: Client, generation: int, reply: Any) -> None:
         if generation != self._generation:
             return  # sent before a gap: what it read may be what Redis had lost, and it will be read again
+        if isinstance(reply, ConnectionError):
+            return  # the gap begins at this moment, and `hold` takes this client along
         if isinstance(reply, hiredis.ReplyError):
             log.warning("the channels of client %s could not be read: %s", client.id.decode(), reply)
             reply = None

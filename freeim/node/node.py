@@ -55,6 +55,8 @@ class Node:
         self._end: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._comparing = False
+        self._forgotten = 0
+        """How often Redis dropped all its keys."""
         self._tracking_limit = 0
 
     # ---- life
@@ -203,9 +205,13 @@ class Node:
 
     async def recover(self) -> None:
         """After a reconnect: renew the lease, compare presence, read memberships again."""
-        await self._renew()
-        await self._presence.reconcile(self._connections.living)
+        compared = -1
+        while compared != self._forgotten:  # Redis dropped its keys meanwhile: what was just put back is gone again
+            compared = self._forgotten
+            await self._renew()
+            await self._presence.reconcile(self._connections.living)
         self._bus.reread_all(self._session.tracking)
+        self._connections.retry_fenced()
 
     async def beat(self) -> None:
         """Renew the lease; where the life had ended, compare presence."""
@@ -248,6 +254,7 @@ class Node:
 
     def _on_forgotten(self) -> None:
         """Redis dropped its keys (FLUSHALL): everything is compared and read again, on the connections that stand."""
+        self._forgotten += 1
         self._bus.hold()
         if not self._comparing:
             self._comparing = True

@@ -163,15 +163,18 @@ class Presence:
         self._closes.append(number)
 
     def flush(self) -> None:
-        """Send the closes that have gathered. While the session is down, the comparison after it does their work."""
-        closes, self._closes = self._closes, []
+        """Send the closes that have gathered. While the session is down, they wait for the comparison after it."""
         if self._session.up:
-            self._take_out(closes)
+            self._send_closes()
 
     def forget(self, client_id: bytes) -> None:
         """Let Redis stop tracking a client that left: a key that was read while missing is tracked for good."""
         key = self._names.client("").encode() + client_id
         self._session.run(_warn_on_error, load_script("touch"), [key])
+
+    def _send_closes(self) -> None:
+        closes, self._closes = self._closes, []
+        self._take_out(closes)
 
     def _take_out(self, numbers: list[int]) -> None:
         names = self._names
@@ -224,13 +227,15 @@ class Presence:
         """
         share = {int(number) for number in await self._session.call("HKEYS", self._names.share(self.epoch))}
         # From here to the sending nothing else runs, so a connection that closes now sends its close after its open.
-        self._closes.clear()
-        self._take_out([number for number in share if number not in living])
+        # Closes that wait are sent too: the share was read before some of their openings.
+        self._closes += [number for number in share if number not in living]
+        self._send_closes()
         missing = [connection for number, connection in living.items() if number not in share]
         for connection in missing:
             self._run_open(connection, "", connection.client.channel_names, _warn_on_error)
         # One more round trip, behind all of these in the same pipeline: then they are done.
         await self._session.call("PING")
+        self._send_closes()  # of those that closed meanwhile, while the session did not count as up
         if missing:
             log.info("put %d connections back that Redis had lost", len(missing))
 

@@ -210,19 +210,23 @@ class Session:
 
     async def _connect(self) -> None:
         self._lost = asyncio.get_running_loop().create_future()
-        self._reader = RedisLink(
+        reader = self._reader = RedisLink(
             on_message=self._user.on_message,
             on_invalidate=self._user.on_invalidate,
             on_received=self._user.on_received,
             on_lost=self.lose,
             gate=self._admit,
         )
-        self._writer = RedisLink(on_lost=self.lose)
-        await self._reader.connect(self._address)
-        await self._writer.connect(self._address)
-        await self._track(self._reader)
+        writer = self._writer = RedisLink(on_lost=self.lose)
+        await reader.connect(self._address)
+        await writer.connect(self._address)
+        if self._lost.done():
+            # The reader was lost while the writer connected; nobody else knows of the writer any more.
+            writer.close()
+            raise LinkLost(self.problem)
+        await self._track(reader)
         self._beaten()
-        await self._reader.subscribe(self._channel)
+        await reader.subscribe(self._channel)
 
     async def _track(self, reader: RedisLink) -> None:
         self.tracking = False
@@ -298,6 +302,10 @@ class Session:
                 self.lose(LinkLost("the node does not hear its own channel any more"))
                 return
 
+    def _overdue(self) -> bool:
+        """Whether the last beat that was answered was sent so long ago that our lease may have run out."""
+        return time.clock_gettime(_CLOCK) - self._last_beat > SILENCE_LIMIT
+
     def _admit(self, data: bytes) -> bool:
         """Whether a chunk may be read now.
 
@@ -307,13 +315,17 @@ class Session:
         if self._held is not None:
             self._held.append(data)
             return False
-        if time.clock_gettime(_CLOCK) - self._last_beat > SILENCE_LIMIT and self.up:
+        if self.up and self._overdue():
             self._held = [data]
             self.beat_now()
             return False
         return True
 
     def _release(self) -> None:
+        """Hand on what the gate kept, now that a beat was answered."""
+        if self._held is not None and self._overdue():
+            self.beat_now()  # this one was sent before we slept: its answer tells nothing of what happened since
+            return
         held, self._held = self._held, None
         if held and self._reader is not None:
             for data in held:

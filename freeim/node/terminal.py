@@ -27,6 +27,9 @@ OP_PONG: Final = 0xA
 
 PING: Final = control_frame(OP_PING, b"")
 
+# Close codes that picows takes (it refuses the other wrong ones below 3000), and that must not be echoed.
+_NOT_IN_A_FRAME: Final = (0, 1006)
+
 # What picows checks once more has been checked before the token; it gets the least that it takes.
 _HEAD: Final = (
     "GET / HTTP/1.1\r\nHost: -\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -132,7 +135,7 @@ class Terminal(WSListener):
         elif kind == WSMsgType.PING:
             self.connection.send_control(control_frame(OP_PONG, frame.get_payload_as_bytes()))
         elif kind == WSMsgType.CLOSE:
-            self._closed_by_peer(frame.get_close_code().value)
+            self._closed_by_peer(frame)
         elif kind != WSMsgType.PONG:
             self._ignore_message(kind, frame)
 
@@ -156,10 +159,15 @@ class Terminal(WSListener):
             return
         self._message_size = -1 if frame.fin else size
 
-    def _closed_by_peer(self, code: int) -> None:
-        # Without a code from the peer the answer is a normal closure; picows calls that 0, which is illegal to send.
-        answer = code or int(CloseCode.NORMAL)
-        self._connections.close(self.connection, answer)
+    def _closed_by_peer(self, frame: WSFrame) -> None:
+        code = frame.get_close_code().value
+        if not frame.payload_size:
+            # Without a code from the peer the answer is a normal closure; picows calls that 0, which is illegal to send.
+            code = int(CloseCode.NORMAL)
+        elif code in _NOT_IN_A_FRAME or code >= 5000:
+            self._fail(CloseCode.PROTOCOL_ERROR, f"the close code {code} must not stand in a frame")
+            return
+        self._connections.close(self.connection, code)
         self.connection.flush_now()
         self._transport.close()
 

@@ -461,3 +461,8 @@ async def running(server: RedisServer, **options: Any) -> AsyncIterator[Running]
 def told(caplog: Any, level: int = logging.INFO) -> list[str]:
     """Return what the node has logged."""
     return [record.getMessage() for record in caplog.records if record.name == "freeim" and record.levelno >= level]
+
+
+def event(client: ClientId, connections: int, metadata: str | None = "m") -> str:
+    """Return the payload of an Online or Offline event."""
+    return token_json(client, metadata).removesuffix("}") + f',"Item3":{connections}}}'

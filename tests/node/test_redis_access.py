@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import select
+import socket
+import socketserver
 import ssl
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,31 +69,52 @@ async def test_a_node_uses_the_database_of_its_url(redis_server: RedisServer) ->
             assert redis_server.command("EXISTS", running.names.nodes) == 0
 
 
+class TlsProxy(socketserver.ThreadingTCPServer):
+    """Ends TLS in front of a Redis. In threads: a transport of the test's own would outlive the loop of the node."""
+
+    daemon_threads = True
+
+    def __init__(self, server: RedisServer, context: ssl.SSLContext) -> None:
+        self.context = context
+        self.path = server.socket_path
+        super().__init__(("127.0.0.1", 0), TlsRelay)
+
+
+class TlsRelay(socketserver.BaseRequestHandler):
+    server: TlsProxy
+
+    def handle(self) -> None:
+        # One thread for both directions: a TLS connection must not be read and written at the same time.
+        with (
+            contextlib.suppress(OSError),
+            self.server.context.wrap_socket(self.request, server_side=True) as outer,
+            socket.socket(socket.AF_UNIX) as inner,
+        ):
+            inner.connect(self.server.path)
+            while True:
+                ready = [outer] if outer.pending() else select.select([outer, inner], [], [])[0]
+                source, target = (outer, inner) if outer in ready else (inner, outer)
+                data = source.recv(65536)
+                if not data:
+                    return
+                target.sendall(data)
+
+
 async def test_a_node_reaches_redis_over_tls_and_checks_its_certificate(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-        writer.close()
-
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_unix_connection(redis_server.socket_path)
-        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer), return_exceptions=True)
-        writer.close()
-        inner_writer.close()
-
-    async with await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context) as proxy:
-        url = f"rediss://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    with TlsProxy(redis_server, context) as proxy:
+        threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"rediss://127.0.0.1:{proxy.server_address[1]}"
         with pytest.raises(RedisUnavailable, match=r"(?i)certificate"):
             await bounded(Running(redis_server, redis_url=url).node.start())
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
         await serves(redis_server, redis_url=url)
+        proxy.shutdown()
 
 
 async def test_a_start_on_a_redis_that_does_not_answer_ends_in_time(own_redis_server: RedisServer) -> None:
