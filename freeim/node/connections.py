@@ -194,7 +194,10 @@ class Connections:
     def _open_answered(self, connection: Connection, reply: Any) -> None:
         handshake: Handshake = connection.owner
         if handshake.connection is None:
-            return  # the terminal has gone, and its close is under way
+            # The terminal has gone. Its close may have overtaken the opening: one whose script Redis had forgotten is
+            # sent a second time.
+            self._presence.close(connection.number)
+            return
         if isinstance(reply, int) and reply not in (FENCED, USED):
             assert self.router is not None
             self.living[connection.number] = connection

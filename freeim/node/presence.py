@@ -7,11 +7,15 @@ An instance is an *epoch*, 128 random bits. It lives while its `Alive` key does,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final
+
+import hiredis
 
 from freeim._core import Connection
 from freeim.config import Options
@@ -225,6 +229,9 @@ class Presence:
         Raises:
             hiredis.HiredisError, OSError: Redis failed.
         """
+        # A Redis that has lost the scripts would have each opening sent twice, the second time behind our last PING.
+        with contextlib.suppress(hiredis.ReplyError):
+            await self._session.call("SCRIPT", "LOAD", load_script("open").text)
         share = {int(number) for number in await self._session.call("HKEYS", self._names.share(self.epoch))}
         # From here to the sending nothing else runs, so a connection that closes now sends its close after its open.
         # Closes that wait are sent too: the share was read before some of their openings.
@@ -232,12 +239,17 @@ class Presence:
         self._send_closes()
         missing = [connection for number, connection in living.items() if number not in share]
         for connection in missing:
-            self._run_open(connection, "", connection.client.channel_names, _warn_on_error)
+            self._run_open(connection, "", connection.client.channel_names, partial(self._put_back, connection, living))
         # One more round trip, behind all of these in the same pipeline: then they are done.
         await self._session.call("PING")
         self._send_closes()  # of those that closed meanwhile, while the session did not count as up
         if missing:
             log.info("put %d connections back that Redis had lost", len(missing))
+
+    def _put_back(self, connection: Connection, living: dict[int, Connection], reply: Any) -> None:
+        _warn_on_error(reply)
+        if connection.number not in living:
+            self.close(connection.number)  # again, for the reason that `Connections` has too: see _open_answered
 
 
 def _warn_on_error(reply: Any) -> None:

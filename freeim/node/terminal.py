@@ -162,7 +162,7 @@ class Terminal(WSListener):
     def _closed_by_peer(self, frame: WSFrame) -> None:
         code = frame.get_close_code().value
         if not frame.payload_size:
-            # Without a code from the peer the answer is a normal closure; picows calls that 0, which is illegal to send.
+            # Without a code from the peer the answer is a normal closure; picows calls that 0.
             code = int(CloseCode.NORMAL)
         elif code in _NOT_IN_A_FRAME or code >= 5000:
             self._fail(CloseCode.PROTOCOL_ERROR, f"the close code {code} must not stand in a frame")
