@@ -302,10 +302,6 @@ class Session:
                 self.lose(LinkLost("the node does not hear its own channel any more"))
                 return
 
-    def _overdue(self) -> bool:
-        """Whether the last beat that was answered was sent so long ago that our lease may have run out."""
-        return time.clock_gettime(_CLOCK) - self._last_beat > SILENCE_LIMIT
-
     def _admit(self, data: bytes) -> bool:
         """Whether a chunk may be read now.
 
@@ -315,17 +311,13 @@ class Session:
         if self._held is not None:
             self._held.append(data)
             return False
-        if self.up and self._overdue():
+        if time.clock_gettime(_CLOCK) - self._last_beat > SILENCE_LIMIT and self.up:
             self._held = [data]
             self.beat_now()
             return False
         return True
 
     def _release(self) -> None:
-        """Hand on what the gate kept, now that a beat was answered."""
-        if self._held is not None and self._overdue():
-            self.beat_now()  # this one was sent before we slept: its answer tells nothing of what happened since
-            return
         held, self._held = self._held, None
         if held and self._reader is not None:
             for data in held:

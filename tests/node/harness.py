@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -466,3 +467,14 @@ def told(caplog: Any, level: int = logging.INFO) -> list[str]:
 def event(client: ClientId, connections: int, metadata: str | None = "m") -> str:
     """Return the payload of an Online or Offline event."""
     return token_json(client, metadata).removesuffix("}") + f',"Item3":{connections}}}'
+
+
+async def refused(node: Node, kind: type[Exception], pattern: str = "") -> str:
+    """Show that a node does not start, for a reason that matches; return the reason."""
+    try:
+        await bounded(node.start())
+    except kind as error:
+        assert re.search(pattern, str(error)), str(error)
+        return str(error)
+    await node.stop()  # a loop could not be closed with what it has open
+    raise AssertionError("the node started")

@@ -28,6 +28,8 @@ from tests.servers import RedisServer
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 LIMIT = 4096
+NEVER_CUT = {"close_timeout": 60}
+"""What ends here must end by itself."""
 
 
 def length16(opcode: int, size: int, payload: bytes = b"") -> bytes:
@@ -163,7 +165,7 @@ async def test_a_broken_rule_closes_that_connection_with_the_right_code(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     data, code = BROKEN[what]
-    async with running(redis_server) as run, run.events() as events:
+    async with running(redis_server, **NEVER_CUT) as run, run.events() as events:
         other = await run.connect(2)
         for way in ("at once", "with the request", "in pieces"):
             listen(caplog)
@@ -198,7 +200,7 @@ async def test_a_broken_rule_closes_that_connection_with_the_right_code(
 async def test_a_peer_can_read_the_code_although_it_is_still_sending_a_frame_of_1_mb(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running(redis_server) as run:
+    async with running(redis_server, **NEVER_CUT) as run:
         other = await run.connect(2)
         listen(caplog)
         raw = await run.raw_client(1)
@@ -234,7 +236,7 @@ async def test_a_peer_that_sends_on_for_ever_after_its_close_is_cut(
 
 
 async def test_what_was_under_way_to_a_peer_comes_before_its_close_and_nothing_after(redis_server: RedisServer) -> None:
-    async with running(redis_server) as run:
+    async with running(redis_server, **NEVER_CUT) as run:
         other = await run.connect(2)
         raw = await run.raw_client(1)
         run.publish(direct([1], "before"))
@@ -248,7 +250,7 @@ async def test_what_was_under_way_to_a_peer_comes_before_its_close_and_nothing_a
 
 
 async def test_a_client_whose_other_connection_broke_the_rules_stays_online(redis_server: RedisServer) -> None:
-    async with running(redis_server) as run:
+    async with running(redis_server, **NEVER_CUT) as run:
         good = await run.connect(1)
         run.join(1, "room")
         bad = await run.raw_client(1)
@@ -356,7 +358,7 @@ async def test_a_ping_keeps_its_place_between_the_messages(redis_server: RedisSe
 
 
 async def test_a_close_without_a_code_is_answered_with_1000(redis_server: RedisServer) -> None:
-    async with running(redis_server) as run, run.events() as events:
+    async with running(redis_server, **NEVER_CUT) as run, run.events() as events:
         other = await run.connect(2)
         await events.next()
         raw = await run.raw_client(1, frame(CLOSE))
@@ -370,7 +372,7 @@ async def test_a_close_without_a_code_is_answered_with_1000(redis_server: RedisS
 async def test_a_close_with_a_code_is_answered_with_that_code(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
-    async with running(redis_server) as run:
+    async with running(redis_server, **NEVER_CUT) as run:
         listen(caplog)
         other = await run.connect(2)
         for reason in ("", "tschüß", "x" * 123):
@@ -384,7 +386,7 @@ async def test_a_close_with_a_code_is_answered_with_that_code(
 
 
 async def test_a_close_in_the_middle_of_a_fragmented_message_is_answered(redis_server: RedisServer) -> None:
-    async with running(redis_server) as run:
+    async with running(redis_server, **NEVER_CUT) as run:
         raw = await run.raw_client(1)
         raw.send(frame(TEXT, b"a", fin=False) + frame(CLOSE, close_payload(1001)))
         assert await raw.closed_with() == (1001, "")
@@ -393,7 +395,7 @@ async def test_a_close_in_the_middle_of_a_fragmented_message_is_answered(redis_s
 async def test_a_peer_that_never_answers_our_close_holds_up_nobody_and_gets_nothing_more(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running(redis_server, close_timeout=60) as run, run.events() as events:
+    async with running(redis_server, **NEVER_CUT) as run, run.events() as events:
         other = await run.connect(2)
         raw = await run.raw_client(1)
         run.join(1, "room")
@@ -458,7 +460,7 @@ async def test_a_peer_that_does_not_even_read_our_close_is_cut_too(redis_server:
 async def test_a_peer_that_leaves_without_a_close_frame_is_offline_at_once(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    async with running(redis_server) as run, run.events() as events:
+    async with running(redis_server, **NEVER_CUT) as run, run.events() as events:
         other = await run.connect(2)
         raw = await run.raw_client(1)
         run.join(1, "room")

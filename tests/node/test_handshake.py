@@ -12,6 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from freeim._core import Connection
 from tests.node.harness import (
     KEY,
     Raw,
@@ -275,6 +276,31 @@ async def test_silence_of_redis_is_a_503_in_time_and_no_ghost(own_redis_server: 
         await assert_no_trace(run)
 
 
+async def test_silence_of_redis_after_the_token_is_a_503_and_never_a_101_later(
+    own_redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(own_redis_server, handshake_timeout=0.3) as run:
+        connections = run.node._connections
+        send_open = connections._send_open
+
+        def send_into_silence(connection: Connection, token: str) -> None:
+            own_redis_server.pause()
+            send_open(connection, token)
+
+        monkeypatch.setattr(connections, "_send_open", send_into_silence)
+        raw = await begin(run, 1)
+        try:
+            assert (await raw.response())[0] == 503
+        finally:
+            own_redis_server.resume()
+        # The refused peer has not left yet, and nobody is counted all the same.
+        assert connections.accepted == 1
+        await run.settled()
+        await assert_no_trace(run)
+        assert connections.accepted == 1
+        assert b"101" not in await raw.rest()
+
+
 async def test_a_client_forced_offline_while_it_opens_gets_its_101_and_the_close(redis_server: RedisServer) -> None:
     async with running(redis_server) as run:
         for client in range(1, 31):
@@ -301,6 +327,7 @@ async def test_a_forced_offline_does_not_wait_for_a_slow_reading_of_the_membersh
         run.publish(direct([1], "before"))
         run.publish("__FreeIM__(ForceOffline)1")
         await run.heard_all()
+        assert len(run.node._connections._handshakes) == 1, "no 101 before the channels have been read"
         monkeypatch.undo()
         for args in held:
             read(*args)

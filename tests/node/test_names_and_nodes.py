@@ -14,7 +14,7 @@ from freeim.errors import ConfigError, NodeReplaced
 from freeim.helper import ImHelper
 from freeim.names import Names
 from tests.cli import command
-from tests.node.harness import Running, bounded, event, running, told, until
+from tests.node.harness import Running, bounded, event, refused, running, told, until
 from tests.servers import RedisServer, free_port
 
 NAMES = Names("im_v2_ws")
@@ -46,7 +46,10 @@ async def connect_to(server: RedisServer, port: int, client: int, metadata: str 
 async def test_a_killed_node_is_buried_at_once_by_a_restart_under_its_name(redis_server: RedisServer) -> None:
     port = free_port()
     name = f"127.0.0.1:{port}"
-    other_options: dict[str, Any] = {"node": "other", "path": "/im"}  # another deployment, which is none of our business
+    other_options: dict[str, Any] = {
+        "node": "other",
+        "path": "/im",
+    }  # another deployment, which is none of our business
     async with running(redis_server, **other_options) as other:
         await other.connect(7)
         with command.Server("--bind", name, "--redis-url", redis_server.url) as killed:
@@ -78,7 +81,7 @@ async def test_a_killed_node_is_buried_at_once_by_a_restart_under_its_name(redis
                 assert redis_server.hash(NAMES.list_chan) == {"room": "1"}
                 assert redis_server.hash(NAMES.shares) == {epoch: name}
                 assert epoch != dead
-                assert {key for key in run.keys() if key.startswith(NAMES.prefix)} == {
+                assert {key for key in sorted(run.keys()) if key.startswith(NAMES.prefix)} == {
                     *(NAMES.nodes, NAMES.shares, NAMES.lease(name), NAMES.alive(epoch)),
                     *(NAMES.chan("room"), NAMES.client(9), NAMES.list_chan),
                 }
@@ -129,13 +132,12 @@ async def test_a_second_node_with_a_living_name_is_refused_and_leaves_the_first_
         peer = await first.connect(7)
         first.join(7, "room")
         await events.heard()
-        before = {key: redis_server.command("DUMP", key) for key in first.keys()}
+        before = {key: redis_server.command("DUMP", key) for key in sorted(first.keys())}
         second = Running(redis_server, node="n", public_url="ws://second")
-        with pytest.raises(ConfigError, match="a living process already is the node 'n'") as caught:
-            await bounded(second.node.start())
-        assert first.node._presence.epoch in str(caught.value)
-        assert "--takeover" in str(caught.value)
-        assert {key: redis_server.command("DUMP", key) for key in first.keys()} == before
+        reason = await refused(second.node, ConfigError, "a living process already is the node 'n'")
+        assert first.node._presence.epoch in reason
+        assert "--takeover" in reason
+        assert {key: redis_server.command("DUMP", key) for key in sorted(first.keys())} == before
         assert await events.heard() == []
         await until(lambda: redis_server.subscribers(NAMES.server("n")) == 1, "the second has unsubscribed")
         first.node._session.beat_now()
@@ -156,11 +158,12 @@ async def test_a_second_command_with_a_living_name_ends_with_exit_code_2(redis_s
 
 async def test_of_nodes_that_start_together_under_one_name_one_serves(redis_server: RedisServer) -> None:
     runs = [Running(redis_server, node="n") for _ in range(4)]
-    outcomes = await bounded(asyncio.gather(*(run.node.start() for run in runs), return_exceptions=True))
-    refused = [outcome for outcome in outcomes if isinstance(outcome, ConfigError)]
-    assert len(refused) == 3
+    outcomes = await asyncio.gather(*(bounded(run.node.start()) for run in runs), return_exceptions=True)
+    for run, outcome in zip(runs, outcomes, strict=True):
+        if outcome is None:
+            await run.node.stop()
     assert outcomes.count(None) == 1
-    await runs[outcomes.index(None)].node.stop()
+    assert [type(outcome) for outcome in outcomes if outcome is not None] == [ConfigError] * 3
 
 
 # ---- takeover
@@ -249,11 +252,10 @@ async def test_another_list_is_refused_while_a_node_of_the_old_list_lives(
     async with running(redis_server, node="a", nodes=("a", "b")) as first:
         keys = first.keys()
         second = Running(redis_server, node="b", nodes=nodes)
-        with pytest.raises(ConfigError, match="the list of nodes differs") as caught:
-            await bounded(second.node.start())
-        assert f"Here: {', '.join(nodes)}. " in str(caught.value)
-        assert "Registered in Redis: a, b. " in str(caught.value)
-        assert "--replace-nodes" in str(caught.value)
+        reason = await refused(second.node, ConfigError, "the list of nodes differs")
+        assert f"Here: {', '.join(nodes)}. " in reason
+        assert "Registered in Redis: a, b. " in reason
+        assert "--replace-nodes" in reason
         assert registered(redis_server) == (1, ["a", "b"])
         assert first.keys() == keys
         await until(lambda: redis_server.subscribers(NAMES.server("b")) == 0)
@@ -271,10 +273,10 @@ async def test_a_command_with_another_list_ends_with_exit_code_2_and_shows_both(
 
 
 async def test_the_same_list_is_accepted_and_not_written_again(redis_server: RedisServer) -> None:
-    async with running(redis_server, node="a", nodes=("a", "b")):
-        async with running(redis_server, node="b", nodes=("a", "b")) as second:
-            assert second.node.nodes == ("a", "b")
-            assert registered(redis_server) == (1, ["a", "b"])
+    both = ("a", "b")
+    async with running(redis_server, node="a", nodes=both), running(redis_server, node="b", nodes=both) as second:
+        assert second.node.nodes == both
+        assert registered(redis_server) == (1, ["a", "b"])
 
 
 @pytest.mark.parametrize("dead", ["clean", "no subscriber", "no life"])
@@ -295,27 +297,27 @@ async def test_another_list_replaces_one_of_which_no_node_lives(redis_server: Re
 
 
 async def test_replace_nodes_forces_another_list(redis_server: RedisServer) -> None:
-    async with running(redis_server, node="a", nodes=("a", "b")):
-        async with running(redis_server, node="b", nodes=("b", "a"), replace_nodes=True) as second:
-            assert second.node.nodes == ("b", "a")
-            assert registered(redis_server) == (2, ["b", "a"])
+    async with (
+        running(redis_server, node="a", nodes=("a", "b")),
+        running(redis_server, node="b", nodes=("b", "a"), replace_nodes=True) as second,
+    ):
+        assert second.node.nodes == ("b", "a")
+        assert registered(redis_server) == (2, ["b", "a"])
 
 
 async def test_a_node_without_a_list_takes_the_registered_one_that_has_its_name(redis_server: RedisServer) -> None:
-    async with running(redis_server, node="a", nodes=("a", "b")):
-        async with running(redis_server, node="b") as second:
-            assert second.node.nodes == ("a", "b")
-            await second.connect(3)
-            assert (await second.http(second.request(second.token(2))))[0] == 421
-            assert registered(redis_server) == (1, ["a", "b"])
+    async with running(redis_server, node="a", nodes=("a", "b")), running(redis_server, node="b") as second:
+        assert second.node.nodes == ("a", "b")
+        await second.connect(3)
+        assert (await second.http(second.request(second.token(2))))[0] == 421
+        assert registered(redis_server) == (1, ["a", "b"])
 
 
 async def test_a_node_without_a_list_whose_name_is_not_in_the_registered_one_is_refused_while_that_is_in_use(
     redis_server: RedisServer,
 ) -> None:
     async with running(redis_server, node="a", nodes=("a", "b")):
-        with pytest.raises(ConfigError, match=r"Here: c\. Registered in Redis: a, b\."):
-            await bounded(Running(redis_server, node="c").node.start())
+        await refused(Running(redis_server, node="c").node, ConfigError, r"Here: c\. Registered in Redis: a, b\.")
     async with running(redis_server, node="c") as alone:
         assert alone.node.nodes == ("c",)
         assert registered(redis_server) == (2, ["c"])
@@ -366,3 +368,21 @@ async def test_a_burial_is_told_in_the_log(redis_server: RedisServer, caplog: py
         redis_server.command("HSET", NAMES.share("dead"), number, f'{number + 1} {{"Item1":{number + 1}}}')
     async with running(redis_server, node="n"):
         assert "took out 3 connections that a dead predecessor left behind" in told(caplog)
+
+
+async def test_a_burial_does_nothing_where_the_node_turns_out_to_live(redis_server: RedisServer) -> None:
+    nodes = ("a", "b")
+    async with (
+        running(redis_server, node="a", nodes=nodes) as a,
+        running(redis_server, node="b", nodes=nodes) as b,
+        a.events() as events,
+    ):
+        await a.connect(2)
+        a.join(2, "room")
+        await events.heard()
+        assert await b.node._presence.bury(a.node._presence.epoch) == 0
+        assert await events.heard() == []
+        assert a.online == {"2": "1"}
+        assert len(a.share) == 1
+        assert redis_server.hash(NAMES.chan("room")) == {"2": "0"}
+        assert set(redis_server.hash(NAMES.shares)) == {a.node._presence.epoch, b.node._presence.epoch}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 
-import hiredis
 import pytest
 
 from freeim.helper import ImHelper
 from freeim.names import Names
 from tests.node.harness import Running, channel_message, direct, event, running, token_json, until
-from tests.servers import RedisServer
+from tests.servers import RedisServer, encode_command
 
 EXTREME_IDS = [2**63 - 1, -(2**63), 2**53 + 1, -(2**53) - 1, 1234567890123456789, -1]
 """Ids that a double cannot hold, and negative ones: a script that took them for numbers would change them."""
@@ -57,7 +56,9 @@ async def test_connections_that_close_together_are_each_taken_out_once(redis_ser
         assert run.share == {}
 
 
-@pytest.mark.parametrize("metadata", [None, "", '{"a":"}"}', "日本 \U0001f600", "100% %1 %%", 'quote " \\ \n', "x" * 10_000])
+@pytest.mark.parametrize(
+    "metadata", [None, "", '{"a":"}"}', "日本 \U0001f600", "100% %1 %%", 'quote " \\ \n', "x" * 10_000]
+)
 async def test_events_carry_the_metadata_as_it_was_given(redis_server: RedisServer, metadata: str | None) -> None:
     async with running(redis_server) as run, run.events() as events:
         peer = await run.connect(7, metadata)
@@ -230,6 +231,20 @@ async def test_a_token_is_burnt_by_the_opening(redis_server: RedisServer) -> Non
         assert len(run.share) == 1
 
 
+async def test_an_opening_that_is_sent_twice_is_counted_once(redis_server: RedisServer) -> None:
+    async with running(redis_server) as run, run.events() as events:
+        await run.connect(7)
+        await events.heard()
+        (connection,) = run.node._connections.living.values()
+        replies: list[object] = []
+        run.node._presence._run_open(connection, "", (), replies.append)
+        await run.settled()
+        assert replies == [-1]
+        assert run.online == {"7": "1"}
+        assert len(run.share) == 1
+        assert await events.heard() == []
+
+
 # ---- int64
 
 
@@ -282,7 +297,7 @@ async def test_a_burial_keeps_all_digits_too(redis_server: RedisServer) -> None:
                 ("HSET", names.chan("room"), str(client), "0"),
                 ("HSET", names.client(client), "room", "0"),
             ]
-        wire.sock.sendall(b"".join(map(hiredis.pack_command, commands)))
+        wire.sock.sendall(b"".join(map(encode_command, commands)))
         for _ in commands:
             wire.read()
     run = Running(redis_server, node="n")

@@ -76,13 +76,14 @@ async def test_a_terminal_that_leaves_while_it_is_put_back_leaves_no_ghost(
         raw = await run.raw_client(1)
         peer = await run.connect(2)
         presence, run_open = run.node._presence, run.node._presence._run_open
-        lost = []
+        lost: list[str] = []
 
         def put_back_and_lose(*args: object) -> None:
             if not lost:
                 forget_all_but_close(own_redis_server)
                 own_redis_server.pause()
-                lost.append(raw.cut())
+                raw.cut()
+                lost.append("client 1")
             run_open(*args)  # type: ignore[arg-type]
 
         monkeypatch.setattr(presence, "_run_open", put_back_and_lose)
