@@ -45,7 +45,7 @@ class Event:
     client_id: ClientId
     metadata: str | None
     connections: int | None
-    kind: Literal["online", "offline"]
+    kind: Literal["online", "offline"] = "online"
 
 
 class EventDecoder:

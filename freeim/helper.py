@@ -78,6 +78,7 @@ class ImHelper:
         else:
             self._client = redis_client.check_sync(redis)
         self._lone = not redis_client.caches(self._client)
+        self._options = redis_client.reply_options(self._client)
         self._commands = self._core.commands
         self._buses: weakref.WeakSet[EventBus] = weakref.WeakSet()
 
@@ -271,8 +272,12 @@ class ImHelper:
 
     def _run(self, call: Call[T]) -> T:
         core = self._core
-        view = (core.fresh_view() or self._read_view()) if call.needs_nodes else None
+        view = core.fresh_view()
+        if view is None and call.needs_nodes:
+            view = self._read_view()
         commands = call.commands(view)
+        if commands and core.unchecked:
+            self._read_view()
         result = call.read(self._execute(commands) if commands else ())
         if core.on_send is not None:
             core.tell(call, result)
@@ -280,8 +285,12 @@ class ImHelper:
 
     def _run_batch(self, batch: Batch) -> None:
         calls, needs_nodes = batch.take()
-        view = (self._core.fresh_view() or self._read_view()) if needs_nodes else None
+        view = self._core.fresh_view()
+        if view is None and needs_nodes:
+            view = self._read_view()
         commands, slices = lay_out(calls, view)
+        if commands and self._core.unchecked:
+            self._read_view()
         results = batch.resolve(slices, self._execute(commands) if commands else [])
         for call, result in zip(calls, results, strict=True):
             self._core.tell(call, result)
@@ -292,10 +301,10 @@ class ImHelper:
     def _execute(self, commands: list[Command]) -> list[Any]:
         try:
             if len(commands) == 1 and self._lone:
-                return [self._client.execute_command(*commands[0])]
+                return [self._client.execute_command(*commands[0], **self._options)]
             pipeline = self._client.pipeline(transaction=False)
             for command in commands:
-                pipeline.execute_command(*command)
+                pipeline.execute_command(*command, **self._options)
             replies = pipeline.execute(raise_on_error=False)
         except self._redis_client.RedisError as error:
             raise self._redis_client.unavailable(error) from error

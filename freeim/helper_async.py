@@ -68,11 +68,13 @@ class AsyncImHelper:
         timeout = self._core.timeout
         if redis is None or isinstance(redis, str):
             url = redis_client.redis_url(redis)
-            redis_client.open_async(url, timeout)  # a malformed URL is an error here rather than at the first call
+            # A malformed URL is an error here rather than at the first call.
+            self._options = redis_client.reply_options(redis_client.open_async(url, timeout))
             self._clients = LoopClients(lambda: redis_client.open_async(url, timeout), None)
             self._open_bus = lambda: redis_client.open_bus_async(redis_client.open_async(url, timeout), timeout)
         else:
             given = redis_client.check_async(redis)
+            self._options = redis_client.reply_options(given)
             self._clients = LoopClients(None, given)
             self._open_bus = lambda: redis_client.open_bus_async(given, timeout)
         self._commands = self._core.commands
@@ -218,8 +220,12 @@ class AsyncImHelper:
 
     async def _run(self, call: Call[T]) -> T:
         core = self._core
-        view = (core.fresh_view() or await self._read_view()) if call.needs_nodes else None
+        view = core.fresh_view()
+        if view is None and call.needs_nodes:
+            view = await self._read_view()
         commands = call.commands(view)
+        if commands and core.unchecked:
+            await self._read_view()
         result = call.read(await self._execute(commands) if commands else ())
         if core.on_send is not None:
             core.tell(call, result)
@@ -227,8 +233,12 @@ class AsyncImHelper:
 
     async def _run_batch(self, batch: Batch) -> None:
         calls, needs_nodes = batch.take()
-        view = (self._core.fresh_view() or await self._read_view()) if needs_nodes else None
+        view = self._core.fresh_view()
+        if view is None and needs_nodes:
+            view = await self._read_view()
         commands, slices = lay_out(calls, view)
+        if commands and self._core.unchecked:
+            await self._read_view()
         results = batch.resolve(slices, await self._execute(commands) if commands else [])
         for call, result in zip(calls, results, strict=True):
             self._core.tell(call, result)
@@ -242,10 +252,10 @@ class AsyncImHelper:
         broken = False
         try:
             if len(commands) == 1:
-                return [await client.execute_command(*commands[0])]
+                return [await client.execute_command(*commands[0], **self._options)]
             pipeline = client.pipeline(transaction=False)
             for command in commands:
-                pipeline.execute_command(*command)
+                pipeline.execute_command(*command, **self._options)
             replies = await pipeline.execute(raise_on_error=False)
         except self._redis_client.RedisError as error:
             broken = not isinstance(error, self._redis_client.ResponseError)

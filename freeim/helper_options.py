@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from freeim.commands import Call, Command, Commands, SendEvent
+from freeim.config_checks import check_path, check_prefix
 from freeim.names import IdKind, Names, default_prefix
 from freeim.node_list import NodeView, check_nodes, make_view, registered_nodes
 from freeim.notices import Notices
@@ -22,6 +23,13 @@ def _seconds(name: str, value: object, least: float) -> float:
     if not least <= value < float("inf"):
         raise ValueError(f"{name} must be at least {least} seconds and finite, not {value}")
     return float(value)
+
+
+def _check(name: str, check: Callable[[str], None], value: str) -> None:
+    try:
+        check(value)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
 
 
 class HelperCore:
@@ -43,12 +51,11 @@ class HelperCore:
             raise ValueError(f"ids must be 'int' or 'guid', not {ids!r}")
         if not isinstance(path, str):
             raise TypeError(f"path must be a str, not {type(path).__name__}")
-        if not path.startswith("/"):
-            raise ValueError(f"path must begin with a slash, not {path!r}")
-        if prefix is not None and not isinstance(prefix, str):
-            raise TypeError(f"prefix must be a str or None, not {type(prefix).__name__}")
-        if prefix == "":
-            raise ValueError("prefix must not be empty; leave it out for FreeIM's")
+        _check("path", check_path, path)
+        if prefix is not None:
+            if not isinstance(prefix, str):
+                raise TypeError(f"prefix must be a str or None, not {type(prefix).__name__}")
+            _check("prefix", check_prefix, prefix)
         for name, function in (("json_dumps", json_dumps), ("on_send", on_send)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be callable, not {type(function).__name__}")
@@ -70,6 +77,11 @@ class HelperCore:
         """Return what is known about the nodes; None when it must be read (again) from Redis."""
         view = self._view
         return view if view is not None and time.monotonic() < view.until else None
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether this helper was given a list of nodes that was not compared with the registered one yet."""
+        return self.given_nodes is not None and self._view is None
 
     def view_commands(self) -> list[Command]:
         """Return the commands that read what the nodes registered."""

@@ -16,6 +16,7 @@ import redis.asyncio
 import redis.asyncio.retry
 from redis import exceptions
 from redis.backoff import NoBackoff
+from redis.client import NEVER_DECODE
 from redis.retry import Retry
 
 from freeim.commands import Command
@@ -178,6 +179,15 @@ def open_bus_async(client: redis.asyncio.Redis, timeout: float) -> redis.asyncio
     """Make an asyncio client for one subscription to the Redis of another client; no I/O."""
     kind, options = _bus_options(client, timeout, redis.asyncio.retry.Retry(NoBackoff(), 0))
     return redis.asyncio.Redis(connection_pool=redis.asyncio.ConnectionPool(connection_class=kind, **options))
+
+
+def reply_options(client: Any) -> dict[str, Any]:
+    """Return the options of each command by which replies come as bytes, whatever the client does with those of others.
+
+    What other programs wrote into the hashes need not be UTF-8, and one such field must not make a list unreadable.
+    """
+    decodes = client.connection_pool.connection_kwargs.get("decode_responses", False)
+    return {NEVER_DECODE: True} if decodes else {}
 
 
 def caches(client: Any) -> bool:

@@ -81,6 +81,9 @@ class Bus:
         """Counts the gaps."""
         self._bad_since = 0.0
         self._bad_told = 0
+        self._bad_counted = 0
+        """Payloads that a log line was about."""
+        self._dropped_told = 0
         # Without tracking: batches of one read each, in order; a batch waits for the members of its channels.
         self._batch: list[Message] = []
         self._batches: deque[_Batch] = deque()
@@ -129,8 +132,25 @@ class Bus:
             self._bad_since, self._bad_told = now, 0
         self._bad_told += 1
         if self._bad_told <= BAD_PAYLOADS_PER_MINUTE:
+            self._bad_counted += 1
             # The content is not shown: it is somebody's message.
             log.warning("dropped a payload of %d bytes from the node's channel: %s", len(payload), error)
+
+    def tell_losses(self) -> None:
+        """Say what was lost since the last call; to be called now and then."""
+        lost = self.router.dropped - self._dropped_told
+        if lost:
+            self._dropped_told = self.router.dropped
+            log.warning(
+                "%d messages could not be kept for clients whose membership was being read, and are lost for them: "
+                "more than --bus-queue-limit (%d bytes) came meanwhile",
+                lost,
+                self.router.window_limit,
+            )
+        untold = self.bad_payloads - self._bad_counted
+        if untold:
+            self._bad_counted = self.bad_payloads
+            log.warning("dropped %d more payloads from the node's channel that are no messages", untold)
 
     # ---- memberships by client
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import socket
 from importlib.metadata import version
 from types import TracebackType
@@ -23,13 +22,11 @@ from freeim.node.bus import Bus
 from freeim.node.connections import Connections
 from freeim.node.handshake import Handshake
 from freeim.node.presence import Presence
+from freeim.node.redis_watch import RedisWatch
 from freeim.node.session import Session, describe
 from freeim.redis_url import parse_redis_url
 
 log = logging.getLogger("freeim")
-
-IDLE_REREADS = 1000
-"""Re-reads between two beats that found nothing new; with more, Redis is asked whether its tracking table is full."""
 
 RELEASE_TIMEOUT = 3.0
 """Seconds that a stopping node gives Redis for the last words."""
@@ -57,7 +54,6 @@ class Node:
         self._comparing = False
         self._forgotten = 0
         """How often Redis dropped all its keys."""
-        self._tracking_limit = 0
 
     # ---- life
 
@@ -92,6 +88,7 @@ class Node:
                 self._on_forgotten,
                 barrier=self._barrier,
             )
+            self._redis_watch = RedisWatch(self._session, self._bus)
             self._connections.router = self._bus.router
             self._acceptor = Acceptor(self._sock, lambda: Handshake(self._connections))
             self._connections.on_closed = self._acceptor.closed
@@ -107,23 +104,24 @@ class Node:
         await self._presence.take()
         self._bus.router.set_tracking(self._session.tracking)
         self._bus.open = True
-        await self._warn_about_redis()
+        await self._redis_watch.connected()
 
     async def stop(self) -> None:
-        """Stop: accept no more, close every connection with 1012, take everything out of Redis.
+        """Stop: let nobody in, close every connection with 1012, take everything out of Redis.
 
-        Takes at most the drain time, the close time-out and `RELEASE_TIMEOUT`.
+        Takes at most the drain time, the close time-out and `RELEASE_TIMEOUT`. Until the last connection is gone,
+        ``/health`` and ``/ready`` are answered and new terminals are refused with 503.
         """
         if self._sock is None:
             return
-        self._acceptor.stop()
         await self._connections.drain()
+        self._acceptor.stop()
+        self._sock.close()
         await self._connections.stop()
         if self._session.up:
             with contextlib.suppress(OSError, TimeoutError, hiredis.HiredisError):
                 async with asyncio.timeout(RELEASE_TIMEOUT):
                     await self._presence.release()
-        self._sock.close()
         self._sock = None
         await self._session.stop()
         for task in self._tasks:
@@ -212,24 +210,15 @@ class Node:
             await self._presence.reconcile(self._connections.living)
         self._bus.reread_all(self._session.tracking)
         self._connections.retry_fenced()
+        await self._redis_watch.connected()
 
     async def beat(self) -> None:
         """Renew the lease; where the life had ended, compare presence."""
         if await self._renew():
             await self._presence.reconcile(self._connections.living)
         self._connections.retry_fenced()
-        await self._watch_tracking()
-
-    async def _watch_tracking(self) -> None:
-        """Give tracking up where Redis has no room for all clients: it invalidates at random, and we read for ever."""
-        idle, self._bus.idle_rereads = self._bus.idle_rereads, 0
-        if not self._session.tracking or idle < max(IDLE_REREADS, len(self._bus.router.clients)):
-            return
-        if self._tracking_limit and await self._tracked_keys() >= 0.9 * self._tracking_limit:
-            reason = f"more clients than tracking-table-max-keys ({self._tracking_limit}) in this Redis"
-            log.error("%s: from now on each channel message costs a look-up of its channel's members", reason)
-            self._session.stop_tracking(reason)
-            self._bus.fall_back()
+        await self._redis_watch.beat()
+        self._bus.tell_losses()
 
     async def _renew(self) -> bool:
         try:
@@ -272,37 +261,6 @@ class Node:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _warn_about_redis(self) -> None:
-        """Read the settings of Redis that can hurt a node, and say so; a Redis may refuse to tell."""
-        policy = await self._redis_setting("maxmemory-policy")
-        if policy not in (None, "noeviction"):
-            log.warning("Redis may evict presence and memberships: set maxmemory-policy noeviction, not %s", policy)
-        self._tracking_limit = int(await self._redis_setting("tracking-table-max-keys") or 0)
-        tracked = await self._tracked_keys() if self._tracking_limit else 0
-        if tracked > 0.7 * self._tracking_limit:
-            log.warning(
-                "Redis tracks %d keys and has room for %d: set tracking-table-max-keys higher (0 is no limit)",
-                tracked,
-                self._tracking_limit,
-            )
-
-    async def _tracked_keys(self) -> int:
-        try:
-            stats = await self._session.call("INFO", "stats")
-        except hiredis.ReplyError:
-            return 0
-        match = re.search(rb"tracking_total_keys:(\d+)", stats)
-        return int(match[1]) if match else 0
-
-    async def _redis_setting(self, name: str) -> str | None:
-        try:
-            reply = await self._session.call("CONFIG", "GET", name)
-        except hiredis.ReplyError:
-            return None
-        pairs = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-        value = pairs.get(name.encode())
-        return None if value is None else value.decode()
 
 
 def _forget(_reply: object) -> None:

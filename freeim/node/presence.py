@@ -158,7 +158,7 @@ class Presence:
 
     def open(self, connection: Connection, token: str, on_reply: Callable[[Any], None]) -> None:
         """Count a connection and burn its token; see lua/open.lua for the replies."""
-        self._run_open(connection, self._names.token(token), (), on_reply)
+        self._run_open(connection, [self._names.token(token)], (), on_reply)
 
     def close(self, number: int) -> None:
         """Take a connection out. All closes of one turn of the loop go in one script."""
@@ -194,7 +194,7 @@ class Presence:
             )
 
     def _run_open(
-        self, connection: Connection, token_key: str, channels: Iterable[bytes], on_reply: Callable[[Any], None]
+        self, connection: Connection, token_keys: list[str], channels: Iterable[bytes], on_reply: Callable[[Any], None]
     ) -> None:
         names = self._names
         client_id = connection.client.id
@@ -207,7 +207,7 @@ class Presence:
                 names.online,
                 names.client("").encode() + client_id,
                 names.list_chan,
-                token_key,
+                *token_keys,
             ],
             names.prefix,
             connection.number,
@@ -238,16 +238,22 @@ class Presence:
         self._closes += [number for number in share if number not in living]
         self._send_closes()
         missing = [connection for number, connection in living.items() if number not in share]
+        refused: list[Connection] = []
         for connection in missing:
-            self._run_open(connection, "", connection.client.channel_names, partial(self._put_back, connection, living))
+            on_reply = partial(self._put_back, connection, living, refused)
+            self._run_open(connection, [], connection.client.channel_names, on_reply)
         # One more round trip, behind all of these in the same pipeline: then they are done.
         await self._session.call("PING")
         self._send_closes()  # of those that closed meanwhile, while the session did not count as up
         if missing:
-            log.info("put %d connections back that Redis had lost", len(missing))
+            log.info("put %d connections back that Redis had lost", len(missing) - len(refused))
 
-    def _put_back(self, connection: Connection, living: dict[int, Connection], reply: Any) -> None:
+    def _put_back(
+        self, connection: Connection, living: dict[int, Connection], refused: list[Connection], reply: Any
+    ) -> None:
         _warn_on_error(reply)
+        if isinstance(reply, Exception):
+            refused.append(connection)
         if connection.number not in living:
             self.close(connection.number)  # again, for the reason that `Connections` has too: see _open_answered
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,35 @@ def refused(**values: Any) -> str:
         Options(**values)
     assert all(name in OPTIONS for name in caught.value.fields)
     return str(caught.value)
+
+
+def test_the_defaults_are_those_that_are_promised() -> None:
+    assert dataclasses.asdict(Options()) == {
+        "bind": "127.0.0.1:6001",
+        "node": None,
+        "nodes": (),
+        "public_url": None,
+        "redis_url": "redis://127.0.0.1:6379",
+        "redis_password_file": None,
+        "prefix": None,
+        "path": "/ws",
+        "ids": "int",
+        "workers": 1,
+        "drain": 0.0,
+        "takeover": False,
+        "replace_nodes": False,
+        "log_level": "info",
+        "backlog": 4096,
+        "ping_interval": 25.0,
+        "ping_timeout": 10.0,
+        "handshake_timeout": 5.0,
+        "close_timeout": 5.0,
+        "max_head": 8192,
+        "max_inbound": 4096,
+        "send_buffer": 65536,
+        "queue_limit": 1024 * 1024,
+        "bus_queue_limit": 256 * 1024 * 1024,
+    }
 
 
 def test_every_option_has_a_group_and_a_help_that_ends_as_a_sentence() -> None:

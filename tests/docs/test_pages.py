@@ -129,11 +129,15 @@ async def test_nodes_and_apps_can_do_all_they_do_with_the_users_of_the_page(own_
             await connect(await helper.prev_connect_server(3))
         with Server(*command) as node:
             assert node.logged("took out 1 connections")
-            own_redis_server.command("FLUSHALL")
-            await until(lambda: own_redis_server.command("EXISTS", "im_v2_wsNodes"), "the list of nodes again")
+            async with connect(await helper.prev_connect_server(5)):
+                await helper.join_chan(5, "room")
+                own_redis_server.command("FLUSHALL")
+                await until(lambda: own_redis_server.hash("im_v2_wsOnline") == {"5": "1"}, "put back")
+                assert await helper.get_chan_client_list("room") == [5]
+            assert node.logged("put 1 connections back")
             node.tell(signal.SIGTERM)
             assert node.wait() == 0
-        await until(lambda: [event.client_id for event in events] == [1, 1, 3, 3], "four events")
+        await until(lambda: [event.client_id for event in events] == [1, 1, 3, 3, 5, 5, 5], "seven events")
     refused = {entry[entry.index(b"object") + 1] for entry in own_redis_server.command("ACL", "LOG")}
     assert refused <= {b"client", b"client|setinfo"}, "what redis-py tries, as the page says"
 

@@ -41,6 +41,18 @@ def use_everything(helper: Any) -> None:
     assert helper.get_chan_list() == {}
 
 
+@pytest.mark.parametrize("options", ["", "?decode_responses=true", "?decode_responses=true&protocol=3"])
+def test_a_name_that_is_not_utf_8_makes_no_list_unreadable(
+    redis_server: RedisServer, make: MakeHelper, options: str
+) -> None:
+    redis_server.command("HSET", "im_v2_wsListChan", b"not \xff UTF-8", 1, "é", 2)
+    redis_server.command("HSET", "im_v2_wsClient1", b"not \xff UTF-8", 0)
+    helper = make(redis_server.url + options)
+    assert helper.get_chan_list() == {"not \ufffd UTF-8": 1, "é": 2}
+    assert helper.get_chan_list_by_client_id(1) == ["not \ufffd UTF-8"]
+    assert helper.run_batch(lambda batch: batch.get_chan_list()).results == [helper.get_chan_list()]
+
+
 @pytest.mark.parametrize("decode_responses", [False, True])
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("kind", ["sync", "async"])

@@ -35,8 +35,7 @@ def test_a_helper_needs_nothing_but_redis_py() -> None:
 
 def test_every_public_name_is_there() -> None:
     for name in freeim.__all__:
-        if name != "Node":  # needs the compiled core
-            assert getattr(freeim, name) is not None
+        assert getattr(freeim, name) is not None
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:

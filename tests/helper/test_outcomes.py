@@ -212,10 +212,17 @@ def test_a_list_that_differs_from_the_registered_one_is_a_mismatch_on_first_use(
 ) -> None:
     register(redis_server, "a", "b")
     helper = make(redis_server.url, nodes=given)
-    for call in (lambda: helper.send_message(0, 1, "x"), lambda: helper.prev_connect_server(1)):
+    for call in (
+        lambda: helper.send_message(0, 1, "x"),
+        lambda: helper.prev_connect_server(1),
+        lambda: helper.has_online(1),
+        lambda: helper.join_chan(1, "room"),
+        lambda: helper.run_batch(lambda batch: batch.join_chan(1, "room")),
+    ):
         with pytest.raises(NodesMismatch, match="a, b"):
             call()
-    assert redis_server.command("KEYS", "*Token*") == []
+    assert helper.send_message(0, [], "x") == Published(0, 0, ()), "nothing is asked where there is nothing to do"
+    assert redis_server.command("KEYS", "*") == [b"im_v2_wsNodes"]
 
 
 def test_the_registered_list_is_remembered_for_its_time_and_then_read_again(

@@ -15,7 +15,7 @@ import pytest
 
 from freeim import ImHelper
 from freeim.names import INT64_MAX, INT64_MIN
-from tests.node.harness import Running, channel_message, direct, running, told
+from tests.node.harness import Running, channel_message, direct, running, told, until
 from tests.servers import RedisServer
 
 NOT_UTF8 = "it is not UTF-8"
@@ -291,6 +291,10 @@ async def test_at_most_20_warnings_a_minute_are_logged_and_all_are_counted(
             assert len(told(caplog)) == 20 * (minute + 1)
             assert run.node._bus.bad_payloads == 45 * (minute + 1)
         assert told(caplog)[20] == warning(b"x" * 100, NOT_JSON), "the next minute begins with its own"
+        told_before = len(told(caplog))
+        run.node._session.beat_now()
+        await until(lambda: len(told(caplog)) > told_before, "the rest is told as a number")
+        assert told(caplog)[told_before:] == ["dropped 75 more payloads from the node's channel that are no messages"]
 
 
 async def test_good_messages_between_garbage_arrive_in_order(redis_server: RedisServer) -> None:

@@ -315,7 +315,7 @@ async def test_a_client_forced_offline_while_it_opens_gets_its_101_and_the_close
             await assert_no_trace(run)
 
 
-async def test_a_forced_offline_does_not_wait_for_a_slow_reading_of_the_membership(
+async def test_a_forced_offline_during_a_slow_reading_of_the_membership_takes_effect_right_behind_the_101(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(redis_server) as run:

@@ -60,14 +60,13 @@ async def test_ready_says_that_the_bus_is_lost_and_that_it_is_back(own_redis_ser
 async def test_ready_says_that_the_node_drains_and_health_goes_on(redis_server: RedisServer) -> None:
     async with running(redis_server, close_timeout=5.0) as run:
         silent = await run.raw_client(1)
-        asked = [await run.raw() for _ in range(3)]
-        await until(lambda: run.node._connections.accepted == 4)
+        earlier = await run.raw()
+        await until(lambda: run.node._connections.accepted == 2)
         stopping = asyncio.ensure_future(run.node.stop())
         assert (await silent.frame())[0] == 8  # it drains; this peer does not answer, so the node waits for it
         token = run.token(2)
-        for raw, request, expected in zip(
-            asked, (ask("/health"), ask("/ready"), run.request(token)), (200, 503, 503), strict=True
-        ):
+        for request, expected in ((ask("/health"), 200), (ask("/ready"), 503), (run.request(token), 503)):
+            raw = earlier if expected == 200 else await run.raw()
             raw.send(request)
             status, _, _ = await raw.response()
             assert status == expected

@@ -220,6 +220,7 @@ def test_a_start_on_a_port_that_is_taken_leaves_nothing_behind(
 ) -> None:
     async def program() -> None:
         async with nothing_left(), running(redis_server) as first:
+            await first.heard_all()  # all of its tasks run
             async with nothing_left():
                 second = Running(redis_server, bind=f"127.0.0.1:{first.node.port}", node="second")
                 await refused(second.node, OSError, "in use")
@@ -235,6 +236,7 @@ def test_a_start_that_is_refused_leaves_nothing_behind(
 ) -> None:
     async def program() -> None:
         async with nothing_left(), running(redis_server, node="n") as first:
+            await first.heard_all()  # all of its tasks run
             keys = first.keys()
             port = free_port()
             async with nothing_left():

@@ -237,7 +237,7 @@ async def test_an_opening_that_is_sent_twice_is_counted_once(redis_server: Redis
         await events.heard()
         (connection,) = run.node._connections.living.values()
         replies: list[object] = []
-        run.node._presence._run_open(connection, "", (), replies.append)
+        run.node._presence._run_open(connection, [], (), replies.append)
         await run.settled()
         assert replies == [-1]
         assert run.online == {"7": "1"}

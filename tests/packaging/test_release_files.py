@@ -82,7 +82,7 @@ def test_what_is_compiled_is_asked_for_only_where_a_node_can_run(file: Callable[
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["wheel", pytest.param("sdist", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_it_installs_and_runs_in_an_empty_environment(kind: str, tmp_path: Path) -> None:
     venv = EmptyVenv(tmp_path / "venv")
     venv.install(wheel() if kind == "wheel" else sdist())
