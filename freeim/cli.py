@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from freeim.config_load import build_parser, load
 from freeim.config_show import config_toml
-from freeim.errors import ConfigError
+from freeim.errors import ConfigError, RedisUnavailable
 from freeim.exits import Exit
 from freeim.log import configure
 
@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"freeim-server: {error}", file=sys.stderr)
         return Exit.CONFIG
+    except RedisUnavailable as error:
+        print(f"freeim-server: {error}", file=sys.stderr)
+        return Exit.REDIS
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
 
@@ -46,6 +49,7 @@ def _main(argv: Sequence[str]) -> int:
     else:
         check_platform()
         options.redis_url_with_password()  # a missing file is told now, and once, not by each worker
+        options = options.for_embedded()
         configure(options.log_level)
         if options.workers > 1:
             from freeim.supervisor import supervise

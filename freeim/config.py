@@ -96,12 +96,18 @@ class Options:
         "{port} and {hostname}. Left out, it is ws://<node name>.",
         metavar="URL",
     )
-    redis_url: str = _option(
-        "redis://127.0.0.1:6379",
+    redis_url: str | None = _option(
+        None,
         REDIS,
-        "redis://user:password@host:port/db, the same with rediss:// (TLS), or unix:///path/to/socket?db=0.",
+        "redis://user:password@host:port/db, the same with rediss:// (TLS), or unix:///path/to/socket?db=0. Left out, "
+        "it is the embedded Redis: a private server of this user, started where none runs.",
         metavar="URL",
         secret=True,
+    )
+    embedded: bool = _option(
+        False,
+        REDIS,
+        "Use the embedded Redis even where terminals or nodes of other hosts are expected; they cannot reach it.",
     )
     redis_password_file: str | None = _option(
         None,
@@ -169,13 +175,22 @@ class Options:
                 "ping_timeout",
                 "ping_interval",
             )
-        if self.redis_password_file is not None and parse_redis_url(self.redis_url).password is not None:
+        self._check_redis()
+        self._check_workers()
+
+    def _check_redis(self) -> None:
+        if self.redis_url is not None and self.embedded:
+            raise ConfigError(
+                "redis_url names a Redis and embedded asks for another; keep one", "redis_url", "embedded"
+            )
+        if self.redis_url is None or self.redis_password_file is None:
+            return
+        if parse_redis_url(self.redis_url).password is not None:
             raise ConfigError(
                 "redis_url holds a password and redis_password_file is given too; keep one of them",
                 "redis_url",
                 "redis_password_file",
             )
-        self._check_workers()
 
     def _check_workers(self) -> None:
         port = self.address[1]
@@ -246,13 +261,50 @@ class Options:
             workers=1,
         )
 
-    def redis_url_with_password(self) -> str:
+    def for_embedded(self) -> Self:
+        """Return these options with ``embedded`` set, where no Redis is named and none needs to be.
+
+        A pod that forgot its URL must not look healthy: the embedded Redis is for one machine, so whatever shows that
+        other machines take part needs ``embedded`` said explicitly.
+
+        Raises:
+            ConfigError: Terminals or nodes of other hosts are expected, or there is a password for a Redis without URL.
+        """
+        if self.redis_url is not None:
+            return self
+        if self.redis_password_file is not None:
+            raise ConfigError(
+                "redis_password_file is given but no redis_url; name the Redis that it is for",
+                "redis_url",
+                "redis_password_file",
+            )
+        if self.embedded:
+            return self
+        ways = "name the Redis with --redis-url, or say --embedded if all nodes and apps run on this machine"
+        if not checks.is_loopback(self.address[0]):
+            raise ConfigError(
+                f"no Redis is named, and {self.bind} is for terminals of other hosts; {ways}", "bind", "redis_url"
+            )
+        own = {self.for_worker(index).node for index in range(self.workers)}
+        others = [name for name in self.nodes if name not in own and not self._is_here(name)]
+        if others:
+            raise ConfigError(
+                f"no Redis is named, and the list of nodes has some that may be on other hosts ({', '.join(others)}); "
+                f"{ways}",
+                "nodes",
+                "redis_url",
+            )
+        return replace(self, embedded=True)
+
+    def redis_url_with_password(self) -> str | None:
         """Return the Redis URL, with the password out of ``redis_password_file`` where that is given.
+
+        None stands for the embedded Redis.
 
         Raises:
             ConfigError: The file cannot be read or holds no password.
         """
-        if self.redis_password_file is None:
+        if self.redis_url is None or self.redis_password_file is None:
             return self.redis_url
         try:
             with open(self.redis_password_file, encoding="utf-8") as file:
@@ -268,6 +320,11 @@ class Options:
                 "redis_password_file",
             )
         return with_password(self.redis_url, password)
+
+    @staticmethod
+    def _is_here(name: str) -> bool:
+        host = name.rpartition(":")[0].strip("[]")
+        return checks.is_loopback(host) or host == socket.gethostname()
 
     def _awaits_port(self, template: str | None) -> bool:
         return self.address[1] == 0 and (template is None or "{port}" in template)

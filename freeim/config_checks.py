@@ -49,6 +49,14 @@ def is_wildcard(host: str) -> bool:
         return False
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host (without brackets) can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def check_template(text: str) -> None:
     """Check that the braces in a text hold known placeholders only."""
     rest = _PLACEHOLDER.sub("", text)

@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Never
 
 from freeim.config import GROUPS, OPTIONS, Option, Options
+from freeim.embedded.place import FOLDER_VARIABLE
 from freeim.errors import ConfigError
 
 CONFIG_VARIABLE: Final = "FREEIM_CONFIG"
 TEST_VARIABLES: Final = "FREEIM_TEST_"
 """Variables that begin so steer this project's tests, and a node does not look at them."""
+DEMO_VARIABLES: Final = "FREEIM_DEMO_"
+"""Variables that begin so are options of the demo, which starts a node in its own environment."""
 
 # Kubernetes and Docker put such variables into every container for a service that is called "freeim".
 _SERVICE_VARIABLE: Final = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
@@ -170,8 +173,8 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _is_ignored(variable: str, text: str) -> bool:
     return (
-        variable == CONFIG_VARIABLE
-        or variable.startswith(TEST_VARIABLES)
+        variable in (CONFIG_VARIABLE, FOLDER_VARIABLE)
+        or variable.startswith((TEST_VARIABLES, DEMO_VARIABLES))
         or _SERVICE_VARIABLE.search(variable) is not None
         or (variable.endswith("_PORT") and _SERVICE_URL.match(text) is not None)
     )

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from freeim.config import GROUPS, OPTIONS, Option, Options
-from freeim.config_load import CONFIG_VARIABLE, TEST_VARIABLES
+from freeim.config_load import CONFIG_VARIABLE, DEMO_VARIABLES, TEST_VARIABLES
+from freeim.embedded.place import FOLDER_VARIABLE
 from freeim.redis_url import mask_redis_url
 
 
@@ -67,9 +68,10 @@ def options_page() -> str:
         "```",
         "",
         "`freeim-server --print-config` prints the options in effect and where each came from, with passwords masked.",
-        "An unknown option, variable or key is an error, except variables that begin with",
-        f"`{TEST_VARIABLES}`, and those that Kubernetes and Docker set for a service called `freeim`",
-        "(`FREEIM_SERVICE_HOST`, `FREEIM_PORT=tcp://…` and the like). An empty variable counts as not set.",
+        f"An unknown option, variable or key is an error, except `{FOLDER_VARIABLE}` (the folder of the embedded",
+        f"Redis), variables that begin with `{TEST_VARIABLES}` or `{DEMO_VARIABLES}`, and those that Kubernetes and",
+        "Docker set for a service called `freeim` (`FREEIM_SERVICE_HOST`, `FREEIM_PORT=tcp://…` and the like). An",
+        "empty variable counts as not set.",
         "On the command line, `--no-takeover` is the opposite of `--takeover`.",
     ]
     for group in GROUPS:
@@ -83,7 +85,7 @@ def options_page() -> str:
         "|---|---|",
         "| 0 | stopped by SIGTERM or Ctrl-C |",
         "| 1 | a defect; the log holds the traceback |",
-        "| 2 | the configuration is wrong, the address is taken, or this platform cannot run a node |",
+        "| 2 | the configuration is wrong, the address is taken, no Redis can be started, or no node can run here |",
         "| 3 | Redis cannot be reached, or refuses |",
         "| 4 | another process took the node's name |",
         "| 130 | a second Ctrl-C, or one before the node ran |",

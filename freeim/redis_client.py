@@ -20,13 +20,13 @@ from redis.client import NEVER_DECODE
 from redis.retry import Retry
 
 from freeim.commands import Command
-from freeim.errors import RedisUnavailable
+from freeim.embedded.place import find
+from freeim.errors import ConfigError, RedisUnavailable
 
 RedisError: Final = exceptions.RedisError
 ResponseError: Final = exceptions.ResponseError
 
 CONNECT_SECONDS: Final = 1.0
-DEFAULT_URL: Final = "redis://127.0.0.1:6379"
 
 _UNLIMITED: Final = 2**31 - 1
 
@@ -98,23 +98,67 @@ def _manners(timeout: float, retry: Any) -> dict[str, Any]:
     }
 
 
-def redis_url(url: str | None) -> str:
-    """Return the URL to use: the one given, else the environment's ``FREEIM_REDIS_URL``, else the local Redis."""
-    return url or os.environ.get("FREEIM_REDIS_URL") or DEFAULT_URL
+class EmbeddedConnection(redis.UnixDomainSocketConnection):
+    """A connection to the embedded Redis, wherever it is by then: the app may have been started before the node."""
+
+    def connect(self) -> None:
+        """Find the server and connect."""
+        self.path = embedded_socket()
+        super().connect()  # type: ignore[no-untyped-call]
 
 
-def open_sync(url: str, timeout: float) -> redis.Redis:
+class AsyncEmbeddedConnection(redis.asyncio.UnixDomainSocketConnection):
+    """The same for asyncio."""
+
+    async def connect(self) -> None:
+        """Find the server and connect."""
+        self.path = embedded_socket()
+        await super().connect()  # type: ignore[no-untyped-call]
+
+
+def embedded_socket() -> str:
+    """Return the path of the embedded Redis's socket.
+
+    Raises:
+        redis.exceptions.ConnectionError: There is none, or it cannot be trusted.
+    """
+    try:
+        place = find()
+    except ConfigError as error:
+        raise exceptions.ConnectionError(str(error)) from error
+    if place is None:
+        raise exceptions.ConnectionError(
+            "no Redis was named (redis=, FREEIM_REDIS_URL), and no node of this user runs with the embedded one; start "
+            "freeim-server first, or name a Redis"
+        )
+    return place.socket
+
+
+def redis_url(url: str | None) -> str | None:
+    """Return the URL to use: the one given, else the environment's; None for the embedded Redis."""
+    return url or os.environ.get("FREEIM_REDIS_URL") or None
+
+
+def open_sync(url: str | None, timeout: float) -> redis.Redis:
     """Make a client of our own; no I/O. Options in the URL's query win over ours."""
     options = _manners(timeout, Retry(NoBackoff(), 0))
-    pool: Any = redis.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
+    pool: Any
+    if url is None:
+        pool = redis.ConnectionPool(EmbeddedConnection, max_connections=_UNLIMITED, **options)
+    else:
+        pool = redis.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
     pool.connection_class = _marking(pool.connection_class)
     return redis.Redis(connection_pool=pool)
 
 
-def open_async(url: str, timeout: float) -> redis.asyncio.Redis:
+def open_async(url: str | None, timeout: float) -> redis.asyncio.Redis:
     """Make an asyncio client of our own; no I/O. Options in the URL's query win over ours."""
     options = _manners(timeout, redis.asyncio.retry.Retry(NoBackoff(), 0))
-    pool: Any = redis.asyncio.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
+    pool: Any
+    if url is None:
+        pool = redis.asyncio.ConnectionPool(AsyncEmbeddedConnection, max_connections=_UNLIMITED, **options)
+    else:
+        pool = redis.asyncio.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
     pool.connection_class = _marking_async(pool.connection_class)
     return redis.asyncio.Redis(connection_pool=pool)
 

@@ -84,7 +84,10 @@ async def _serve(
 
 
 def _watch_signals(lifeline: int | None) -> asyncio.Event:
-    """Return an event that is set by SIGTERM, Ctrl-C and the end of the lifeline; a second Ctrl-C ends at once."""
+    """Return an event that is set by SIGTERM, Ctrl-C, the end of the terminal, or that of the lifeline.
+
+    A second Ctrl-C ends at once.
+    """
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
 
@@ -104,6 +107,7 @@ def _watch_signals(lifeline: int | None) -> asyncio.Event:
             tell("the process that started this worker is gone")
 
     loop.add_signal_handler(signal.SIGTERM, tell, "SIGTERM")
+    loop.add_signal_handler(signal.SIGHUP, tell, "SIGHUP, the terminal is gone")
     if lifeline is None:
         loop.add_signal_handler(signal.SIGINT, interrupt)
     else:

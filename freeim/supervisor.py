@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from freeim.config import Options
+from freeim.embedded.join import join
 from freeim.exits import Exit
 from freeim.worker import pack, unpack_banner
 
@@ -34,8 +35,15 @@ def supervise(options: Options, announce: Callable[[str], None]) -> int:
     Args:
         options: The options of the group; each worker gets its own out of them.
         announce: Gets one banner for all, when the last worker serves.
+
+    Raises:
+        ConfigError, RedisUnavailable: The embedded Redis is to be used and cannot be.
     """
-    return asyncio.run(_Group(options, announce).run())
+    # The embedded Redis outlives a worker that crashes, so that the next one finds all as it was.
+    with contextlib.ExitStack() as stack:
+        if options.embedded:
+            stack.callback(join().close)
+        return asyncio.run(_Group(options, announce).run())
 
 
 class _Worker:
@@ -80,7 +88,8 @@ class _Group:
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._told.set)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._told.set)
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         _log.info("starting %d workers", len(self._workers))
         tending = [asyncio.ensure_future(self._tend(worker)) for worker in self._workers]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Callable
 from typing import Any, Final
@@ -12,7 +11,8 @@ from typing import Any, Final
 from freeim._core import Client, Connection, Fanout, Router
 from freeim.config import Options
 from freeim.errors import CloseCode
-from freeim.names import ClientId, Names, check_client_id, connect_url, owners, system_id
+from freeim.names import Names, connect_url, owners, system_id
+from freeim.node.decode import BadPayload, decode_token
 from freeim.node.handshake import Handshake
 from freeim.node.http import Refusal, Request, token_of, websocket_key
 from freeim.node.presence import FENCED, USED, Presence
@@ -82,9 +82,14 @@ class Connections:
                 timer.cancel()
         for terminal in self._closing.things():
             self._cut(terminal)
-        for handshake in (*self._handshakes.things(), *self._lingering.things()):
-            if handshake.transport is not None:
+        for handshake in self._handshakes.things():
+            if handshake.begun:
+                self._refuse(handshake, _stopping())
+            elif handshake.transport is not None:
                 handshake.transport.abort()
+        for handshake in self._lingering.things():
+            if handshake.transport is not None:
+                handshake.transport.close()  # behind the answer, where some of it is still to be written
         self._stopped = True
         if self.accepted:
             self._emptied.clear()
@@ -135,7 +140,7 @@ class Connections:
 
     def _check_ready(self) -> None:
         if self.draining:
-            raise Refusal(503, "this node stops; connect again", "Retry-After: 1")
+            raise _stopping()
         if not self._session.up:
             raise Refusal(503, "no connection to Redis at the moment", "Retry-After: 1")
 
@@ -147,17 +152,22 @@ class Connections:
                 raise Refusal(503, "Redis did not answer", "Retry-After: 1")
             if reply is None:
                 raise Refusal(401, "the token is unknown, used or expired; get a fresh one")
-            token_json, client_id = _read_token(reply, self.options)
+            token_json, client_id = decode_token(reply, self.options.ids)
             if client_id == self.system:
                 raise Refusal(401, "the token is for the system's id, which cannot connect")
             self._check_ready()
             owner = owners(client_id, self._presence.nodes)[0]
             if owner == self.options.node:
+                if handshake.half_closed:
+                    raise Refusal(400, "the terminal ended its side of the connection before it was answered")
                 self._open(handshake, str(client_id).encode(), token_json)
             else:
                 self._misdirect(handshake, owner)
         except Refusal as refusal:
             handshake.refuse(refusal)
+        except BadPayload:
+            kind = self.options.ids
+            handshake.refuse(Refusal(401, f"the token's content is not that of a deployment with '{kind}' ids"))
 
     def _misdirect(self, handshake: Handshake, owner: str) -> None:
         """Another node owns this client: say which, and leave the token good for it."""
@@ -208,13 +218,12 @@ class Connections:
             self._fenced.append(connection)
             self._session.beat_now()
         else:
-            self._abandon(handshake)
+            refusal = Refusal(503, "Redis did not count the connection", "Retry-After: 1")
             if reply == USED:
-                handshake.refuse(Refusal(401, "the token was used by another connection a moment ago"))
-            else:
-                if not isinstance(reply, ConnectionError):
-                    log.warning("Redis refused to count a connection: %s", reply)
-                handshake.refuse(Refusal(503, "Redis did not count the connection", "Retry-After: 1"))
+                refusal = Refusal(401, "the token was used by another connection a moment ago")
+            elif not isinstance(reply, ConnectionError):
+                log.warning("Redis refused to count a connection: %s", reply)
+            self._refuse(handshake, refusal)
 
     def retry_fenced(self) -> None:
         """The life was revived: open what had to wait for that."""
@@ -245,8 +254,7 @@ class Connections:
             return  # refused meanwhile; or connection_lost follows, and takes it out
         # One that has been forced offline or sent away meanwhile gets its 101 too, and its Close frame behind it.
         if self.draining and not connection.closing:
-            self._abandon(handshake)
-            handshake.refuse(Refusal(503, "this node stops; connect again", "Retry-After: 1"))
+            self._refuse(handshake, _stopping())
             return
         key, rest = handshake.key, handshake.rest
         self._handshakes.finish(handshake)
@@ -276,6 +284,11 @@ class Connections:
         if handshake.connection is not None:
             self._abandon(handshake)
         self._socket_gone()
+
+    def _refuse(self, handshake: Handshake, refusal: Refusal) -> None:
+        if handshake.connection is not None:
+            self._abandon(handshake)
+        handshake.refuse(refusal)
 
     def _abandon(self, handshake: Handshake) -> None:
         """Take an opening back: whether Redis has counted it or not, its close comes after it."""
@@ -404,9 +417,5 @@ class Connections:
                     await self._emptied.wait()
 
 
-def _read_token(value: bytes, options: Options) -> tuple[str, ClientId]:
-    try:
-        text = value.decode("utf-8")
-        return text, check_client_id(json.loads(text)["Item1"], options.ids)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise Refusal(401, f"the token's content is not that of a deployment with '{options.ids}' ids") from None
+def _stopping() -> Refusal:
+    return Refusal(503, "this node stops; connect again", "Retry-After: 1")

@@ -22,7 +22,7 @@ class BadPayload(ValueError):
 
 
 def decode_tolerantly(payload: bytes, ids: IdKind) -> Message:
-    """Decode a payload of any form that FreeIM's node would take.
+    """Decode a payload in the forms that JSON writers other than FreeIM's and ours may give it.
 
     Args:
         payload: What was published on the node's channel.
@@ -47,6 +47,16 @@ def decode_tolerantly(payload: bytes, ids: IdKind) -> Message:
         _read_text(items, "item3"),
         _read_bool(items.get("item4")),
     )
+
+
+def decode_token(value: bytes, ids: IdKind) -> tuple[str, ClientId]:
+    """Return a token's JSON as text, and whom it authorises.
+
+    Raises:
+        BadPayload: It is no token of this kind of id.
+    """
+    text = _utf8(value)
+    return text, _read_id(_read_items(value).get("item1"), ids)
 
 
 def _utf8(data: bytes) -> str:

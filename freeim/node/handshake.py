@@ -24,7 +24,19 @@ class Handshake(asyncio.Protocol):
         connections: Where it goes.
     """
 
-    __slots__ = ("_buffer", "_connections", "_head_done", "connection", "finished", "key", "token", "transport")
+    __slots__ = (
+        *(
+            "_buffer",
+            "_connections",
+            "_head_done",
+            "connection",
+            "finished",
+            "half_closed",
+            "key",
+            "token",
+            "transport",
+        ),
+    )
 
     def __init__(self, connections: Connections) -> None:
         self.transport: asyncio.Transport | None = None
@@ -32,6 +44,8 @@ class Handshake(asyncio.Protocol):
         self.key = ""
         self.token = ""
         self.finished = False
+        self.half_closed = False
+        """The peer has ended its side: it can read an answer, but be no terminal."""
         self._connections = connections
         self._buffer = bytearray()
         self._head_done = False
@@ -65,6 +79,8 @@ class Handshake(asyncio.Protocol):
             # Some clients send an empty line first (RFC 9112, section 2.2).
             while self._buffer.startswith(b"\r\n"):
                 del self._buffer[:2]
+            if not self._buffer[:1].isalpha() and self._buffer:
+                raise Refusal(400, "this is no HTTP request; a node speaks plain HTTP, and TLS is its proxy's business")
             end = self._buffer.find(_HEAD_END)
             if end > max_head or (end < 0 and len(self._buffer) > max_head):
                 raise Refusal(431, f"the request head is longer than {max_head} bytes")
@@ -78,13 +94,22 @@ class Handshake(asyncio.Protocol):
             self.refuse(refusal)
 
     def eof_received(self) -> bool:
-        if not self._head_done and not self.finished and self._buffer:
+        self.half_closed = True
+        if self.finished or self.connection is not None:
+            return False
+        if not self._head_done and self._buffer:
             self.refuse(Refusal(400, "the request ended before its empty line"))
-        return False
+            return False
+        return self._head_done  # the answer is under way
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self.transport = None
         self._connections.handshake_lost(self)
+
+    @property
+    def begun(self) -> bool:
+        """Whether any of the request has come."""
+        return self._head_done or bool(self._buffer)
 
     def timed_out(self) -> None:
         """The request, Redis, or the peer's end after an answer took too long."""

@@ -16,6 +16,7 @@ MAX_HEADERS: Final = 100
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _TARGET: Final = re.compile(rb"/[\x21-\x7e]*")
+_ABSOLUTE: Final = re.compile(rb"\Ahttps?://[\x21-\x2e\x30-\x7e]+(?=/)", re.IGNORECASE)
 _HOST: Final = re.compile(rb"[\x21-\x7e]+")
 _VERSION: Final = re.compile(rb"HTTP/(\d)\.(\d)")
 _CONNECTION_TOKEN: Final = re.compile(r"[0-9A-Za-z_-]{1,256}")
@@ -64,6 +65,8 @@ def parse_head(head: bytes) -> Request:
     """
     request_line, *lines = head.split(b"\r\n")
     parts = request_line.split(b" ")
+    if len(parts) == 3:
+        parts[1] = _ABSOLUTE.sub(b"", parts[1])  # the form for proxies (RFC 9112, section 3.2.2)
     if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]) or not _TARGET.fullmatch(parts[1]):
         raise Refusal(400, "malformed request line")
     version = _VERSION.fullmatch(parts[2])

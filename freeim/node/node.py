@@ -14,6 +14,7 @@ import hiredis
 
 from freeim._core import Message
 from freeim.config import Options
+from freeim.embedded.join import EmbeddedRedis, join
 from freeim.envelope import direct, direct_tail, receipt_text
 from freeim.errors import NodeReplaced
 from freeim.names import Names, connect_url, default_prefix, owners, parse_client_id
@@ -49,6 +50,7 @@ class Node:
         self.options = options if options is not None else Options()
         self._barrier = barrier
         self._sock: socket.socket | None = None
+        self._embedded: EmbeddedRedis | None = None
         self._end: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._comparing = False
@@ -61,20 +63,27 @@ class Node:
         """Listen, connect to Redis, take the node's name, and accept connections.
 
         Raises:
-            ConfigError: The options contradict what other nodes registered, or the name has a living owner.
+            ConfigError: The options contradict what other nodes registered, the name has a living owner, or no Redis is
+                named and none can be started.
             RedisUnavailable: Redis cannot be reached.
             OSError: The address cannot be bound.
         """
-        loop = asyncio.get_running_loop()
-        address = parse_redis_url(self.options.redis_url_with_password())
-        self._end = loop.create_future()
+        self._end = asyncio.get_running_loop().create_future()
+        self.options = self.options.for_embedded()
+        redis_url = self.options.redis_url_with_password()
         host, port = self.options.address
         self._sock = listen(host, port, self.options.backlog, self.options.send_buffer)
         try:
             # With port 0 the name becomes known only now.
             self.options = options = self.options.for_worker(0, port=self._sock.getsockname()[1])
             assert options.node is not None
+            if redis_url is None:
+                self._embedded = await _join_embedded()
+                redis_url = self._embedded.url
+            address = parse_redis_url(redis_url)
             self._redis = describe(address)
+            if self._embedded is not None:
+                self._redis = f"embedded {self._embedded.name} at {self._redis} (keeps nothing on disk)"
             self._names = names = Names(options.prefix or default_prefix(options.path, options.ids))
             self._session = Session(address, names.server(options.node), self)
             self._presence = Presence(self._session, names, options)
@@ -96,6 +105,7 @@ class Node:
         except BaseException:
             self._sock.close()
             self._sock = None
+            self._leave_embedded()
             raise
         self._connections.start()
         self._acceptor.start()
@@ -127,6 +137,12 @@ class Node:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._leave_embedded()
+
+    def _leave_embedded(self) -> None:
+        if self._embedded is not None:
+            self._embedded.close()
+            self._embedded = None
 
     async def finished(self) -> None:
         """Wait until the node ends by itself.
@@ -181,7 +197,8 @@ class Node:
                 f"  listens on   {options.bind}",
                 f"  connect URL  {self.url}?token=...",
                 f"  nodes        {', '.join(self.nodes)}",
-                f"  Redis        {self._redis}, names begin with {self._names.prefix}, {options.ids} ids",
+                f"  Redis        {self._redis}",
+                f"  names        begin with {self._names.prefix}, {options.ids} ids",
                 f"  membership   {membership}",
                 f"  connections  up to {self._acceptor.capacity:,} ({self._acceptor.limit:,} descriptors)",
             ]
@@ -261,6 +278,16 @@ class Node:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _join_embedded() -> EmbeddedRedis:
+    joining = asyncio.get_running_loop().run_in_executor(None, join)
+    try:
+        return await asyncio.shield(joining)
+    except asyncio.CancelledError:
+        # The thread goes on; what it brings is nobody's.
+        joining.add_done_callback(lambda done: None if done.exception() else done.result().close())
+        raise
 
 
 def _forget(_reply: object) -> None:

@@ -177,7 +177,8 @@ class Terminal(WSListener):
 
     def _break(self, frame: bytes, code: int, reason: str) -> None:
         self._broken = True
-        self._connections.broken(self.connection, code, reason)
+        if not self.connection.closing:
+            self._connections.broken(self.connection, code, reason)
         self._connections.close(self.connection, code, frame=frame)
         self.connection.flush_now()
         # Not here: picows is still reading from the buffer of the protocol that is to be replaced.

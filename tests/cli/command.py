@@ -15,13 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from freeim.embedded.place import FOLDER_VARIABLE
+
 # -P: as in the installed script, the current folder is not searched for packages.
 MODULE = (sys.executable, "-P", "-m", "freeim.cli")
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment without any option in it."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("FREEIM_")}
+    """Return this process's environment without any option in it, but with the folder of the embedded Redis."""
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith("FREEIM_") or name == FOLDER_VARIABLE
+    }
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:

@@ -72,13 +72,13 @@ def test_a_wrong_option_is_one_line_and_exit_code_2() -> None:
 
 
 def test_a_missing_password_file_is_exit_code_2() -> None:
-    done = run("--redis-password-file", "/nowhere/password", "--workers", "2")
+    done = run("--redis-url", "redis://h", "--redis-password-file", "/nowhere/password", "--workers", "2")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "'/nowhere/password' cannot be read" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_a_serving_node_with_exit_code_0(redis_server: RedisServer, number: signal.Signals) -> None:
     args = node_args(redis_server)
     with Server(*args) as server:

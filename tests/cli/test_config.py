@@ -38,7 +38,8 @@ def test_the_defaults_are_those_that_are_promised() -> None:
         "node": None,
         "nodes": (),
         "public_url": None,
-        "redis_url": "redis://127.0.0.1:6379",
+        "redis_url": None,
+        "embedded": False,
         "redis_password_file": None,
         "prefix": None,
         "path": "/ws",
@@ -255,7 +256,7 @@ def test_the_password_of_a_file_goes_into_the_url_without_its_line_end(url: str,
 
 def test_a_password_file_that_is_missing_or_empty_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "password"
-    options = Options(redis_password_file=str(file))
+    options = Options(redis_url="redis://h", redis_password_file=str(file))
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         options.redis_url_with_password()
     file.write_text("\n", encoding="utf-8")
@@ -264,6 +265,11 @@ def test_a_password_file_that_is_missing_or_empty_is_refused(tmp_path: Path) -> 
     file.write_bytes(b"\xff\n")
     with pytest.raises(ConfigError, match="not UTF-8"):
         options.redis_url_with_password()
+
+
+def test_a_password_file_without_a_redis_to_use_it_for_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no redis_url; name the Redis that it is for"):
+        Options(redis_password_file="/f").for_embedded()
 
 
 def test_a_password_in_the_url_and_one_in_a_file_contradict_each_other() -> None:

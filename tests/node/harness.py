@@ -444,6 +444,10 @@ class Raw:
                 assert await self.rest() == b"", "nothing may follow a Close frame"
                 return int.from_bytes(payload[:2], "big"), payload[2:].decode()
 
+    def end(self) -> None:
+        """End our side of the connection; the node's goes on."""
+        self.writer.write_eof()
+
     def close(self) -> None:
         self.writer.close()
 

@@ -392,6 +392,21 @@ async def test_a_close_in_the_middle_of_a_fragmented_message_is_answered(redis_s
         assert await raw.closed_with() == (1001, "")
 
 
+async def test_what_a_peer_breaks_after_our_close_changes_neither_the_code_nor_the_log(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(redis_server, **NEVER_CUT) as run:
+        raw = await run.raw_client(1)
+        listen(caplog)
+        run.publish("__FreeIM__(ForceOffline)1")
+        assert await raw.frame() == (CLOSE, close_payload(1001, b"disconnect"))
+        raw.send(frame(TEXT, b"x" * (LIMIT + 1)))
+        assert await raw.rest() == b""
+        raw.close()
+        await until(lambda: run.node._connections.accepted == 0)
+        assert told(caplog) == []
+
+
 async def test_a_peer_that_never_answers_our_close_holds_up_nobody_and_gets_nothing_more(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -254,12 +254,38 @@ async def test_a_terminal_that_drops_while_redis_is_silent_leaves_no_ghost(own_r
             await until(lambda: all(handshake.token for handshake in handshakes._due), "all look-ups are under way")
             for raw in raws[:3]:
                 raw.cut()
-            await until(lambda: run.node._connections.accepted == 2)
         finally:
             own_redis_server.resume()
+        await until(lambda: run.node._connections.accepted == 2)
         assert [(await raw.response())[0] for raw in raws[3:]] == [101, 101]
         await until(lambda: run.online == {"4": "1", "5": "1"})
         assert len(run.share) == 2
+
+
+async def test_a_peer_that_has_ended_its_side_gets_its_status_and_is_no_terminal(redis_server: RedisServer) -> None:
+    async with running(redis_server, node="a", nodes=("a", "b")) as run:
+        mine, other = run.token(2), run.token(1)
+        for token, status in (("x" * 128, 401), (other, 421), (mine, 400)):
+            raw = await run.raw()
+            raw.send(run.request(token))
+            raw.end()
+            assert (await raw.response())[0] == status
+            assert (await raw.rest()).count(b"\n") == 1
+        assert redis_server.command("EXISTS", run.names.token(mine), run.names.token(other)) == 2
+        await assert_no_trace(run)
+
+
+@pytest.mark.parametrize(
+    "token_json", ['{"Item1":"7","Item2":"m"}', '{"item1":7,"item2":"m"}', ' {"Item2":"m","Item1":7 } ']
+)
+async def test_a_token_may_have_the_forms_that_a_payload_may_have(redis_server: RedisServer, token_json: str) -> None:
+    async with running(redis_server) as run, run.events() as events:
+        redis_server.command("SET", run.names.token("t"), token_json, "EX", 10)
+        raw = await run.raw()
+        raw.send(run.request("t"))
+        assert (await raw.response())[0] == 101
+        assert await events.next() == [(run.names.event_online, token_json.rstrip().rstrip("}") + ',"Item3":1}')]
+        assert run.online == {"7": "1"}
 
 
 async def test_silence_of_redis_is_a_503_in_time_and_no_ghost(own_redis_server: RedisServer) -> None:

@@ -27,7 +27,9 @@ MALFORMED = {
     "four words in the request line": b"GET /ws x HTTP/1.1\r\nHost: x\r\n\r\n",
     "a method that is no token": b"G(T /ws HTTP/1.1\r\nHost: x\r\n\r\n",
     "a target without a slash": b"GET ws HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a whole URL as the target": b"GET http://x/ws HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a whole URL of another kind as the target": b"GET ftp://x/ws HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a whole URL without a path as the target": b"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a TLS greeting": bytes.fromhex("16030100f8010000f40303"),
     "a control character in the target": b"GET /w\x01s HTTP/1.1\r\nHost: x\r\n\r\n",
     "a target that is not ASCII": "GET /wß HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
     "a version that is none": b"GET /ws HTTP/one\r\nHost: x\r\n\r\n",
@@ -110,6 +112,15 @@ async def test_a_malformed_request_is_refused_with_400(
         await assert_refused(run, MALFORMED[what], 400, caplog)
         run.publish(direct([1], "still here"))
         assert await peer.next() == '"still here"'
+
+
+@pytest.mark.parametrize("target", ["http://im.example.com", "HTTPS://[::1]:6001", "http://user@x"])
+async def test_a_target_in_the_form_for_proxies_is_served(redis_server: RedisServer, target: str) -> None:
+    async with running(redis_server) as run:
+        request = run.request(run.token(1)).replace(b"GET /", f"GET {target}/".encode(), 1)
+        raw = await run.raw()
+        raw.send(request)
+        assert (await raw.response())[0] == 101
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -48,6 +48,27 @@ async def test_a_peer_that_does_not_answer_delays_the_stop_by_the_close_timeout(
         assert run.keys() == {run.names.nodes}
 
 
+async def test_requests_that_are_under_way_when_the_node_has_stopped_are_refused_with_503(
+    own_redis_server: RedisServer,
+) -> None:
+    async with running(own_redis_server) as run:
+        begun, looked_up = await run.raw(), await run.raw()
+        begun.send(b"GET /ws HTTP/1.1\r\n")
+        token = run.token(1)
+        own_redis_server.pause()
+        try:
+            looked_up.send(run.request(token))
+            await until(lambda: len([each for each in run.node._connections._handshakes.things() if each.begun]) == 2)
+            stopping = asyncio.ensure_future(run.node.stop())
+            for raw in (begun, looked_up):
+                assert (await raw.response())[0] == 503
+                assert await raw.rest() == b"this node stops; connect again\n"
+        finally:
+            own_redis_server.resume()
+        await stopping
+        assert own_redis_server.command("EXISTS", run.names.token(token)) == 1
+
+
 async def test_a_stop_closes_what_has_not_become_a_websocket_yet(redis_server: RedisServer) -> None:
     async with running(redis_server) as run:
         silent = await run.raw()
