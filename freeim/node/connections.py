@@ -373,14 +373,14 @@ class Connections:
         self._loop.call_later(seconds, call)
 
     def _tick(self) -> None:
+        self._timers[0] = self._loop.call_later(TICK, self._tick)
         now = self._loop.time()
         for deadlines in (self._handshakes, self._lingering, self._closing):
             deadlines.expire(now)
-        self._timers[0] = self._loop.call_later(TICK, self._tick)
 
     def _turn(self) -> None:
-        self._pings.turn()
         self._timers[1] = self._loop.call_later(self._pings.turn_seconds, self._turn)
+        self._pings.turn()
 
     def _ping(self, terminal: Terminal) -> None:
         terminal.connection.awaiting_pong = True

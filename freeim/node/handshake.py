@@ -17,6 +17,23 @@ log = logging.getLogger("freeim")
 _HEAD_END: Final = b"\r\n\r\n"
 
 
+def end_side(transport: asyncio.Transport) -> bool:
+    """End our side of a connection behind what is written; return whether the peer can still end its own.
+
+    Closing at once, with bytes of the peer unread, would be a reset, which can destroy our last words on their way. So
+    the caller reads on until the peer ends its side or its time is over. TLS cannot do that.
+    """
+    if not transport.can_write_eof():
+        transport.close()
+        return False
+    try:
+        transport.write_eof()
+    except OSError:  # it has gone, and we have not heard of it yet
+        transport.abort()
+        return False
+    return True
+
+
 class Handshake(asyncio.Protocol):
     """One request. It ends in a refusal, or as the owner of a `Connection` that waits for its 101.
 
@@ -137,10 +154,7 @@ class Handshake(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         transport.write(answer)
-        if transport.can_write_eof():
-            # Closing at once, with bytes of the peer unread, would be a reset, which can destroy our answer on its
-            # way. So: end our side, and read on until the peer ends its own or its time is over.
-            transport.write_eof()
-            self._connections.linger(self)
-        else:
+        if self.half_closed:
             transport.close()
+        elif end_side(transport):
+            self._connections.linger(self)

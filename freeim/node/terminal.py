@@ -15,6 +15,7 @@ from picows.picows import WSAutoPingStrategy, WSProtocol, WSTransport  # type: i
 
 from freeim._core import Connection, control_frame
 from freeim.errors import CloseCode
+from freeim.node.handshake import end_side
 
 if TYPE_CHECKING:
     from freeim.node.connections import Connections
@@ -188,10 +189,7 @@ class Terminal(WSListener):
         if self.connection.transport is None:
             return
         self._transport.set_protocol(Lingering(self))
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
-            self._transport.close()
+        end_side(self._transport)
 
     # ---- the transport that picows sees
 
