@@ -9,12 +9,11 @@ MORE = $(if $(ARGS),-- $(ARGS))
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-run: .venv/run  ## Start a node, on a Redis that is found or started, and say how to connect and chat
-	@.venv/bin/python tools/run.py $(ARGS)
+run: .venv/run  ## Start the chat demo with a node and a private Redis, and say where to open it
+	@.venv/bin/python -P -m freeim.demo $(ARGS)  # -P: what is installed, which has the core
 
-# Into .venv itself: the terminals of the chat type .venv/bin/python.
-.venv/run: .venv/ready setup.py $(wildcard freeim/*.p* freeim/*/*.py freeim/lua/*.lua)
-	.venv/bin/python -m pip install --quiet . "websockets>=15"
+.venv/run: .venv/ready setup.py $(wildcard freeim/*.p* freeim/*/*.py freeim/lua/*.lua freeim/demo/static/*)
+	.venv/bin/python -m pip install --quiet ".[demo]"
 	@touch $@
 
 test: .venv/ready  ## Build the wheels and test them, on each Python and each Redis that is here

@@ -188,7 +188,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("cython-lint", "freeim")
-    session.run("mypy", "freeim", "tests", "bench", "examples", "tools")
+    session.run("mypy", "freeim", "tests", "bench", "tools")
     workflows = [str(path) for path in sorted(Path(".github/workflows").glob("*.yml"))]
     session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
     session.run("zizmor", "--offline", "--quiet", *workflows)
@@ -227,8 +227,12 @@ def docs(session: nox.Session) -> None:
     """Write the pages that are made from the code."""
     install_wheel(session)
     leave_checkout(session)
-    page = session.run("python", "-m", "freeim.config_show", silent=True)
-    (ROOT / "docs" / "options.md").write_text(str(page), encoding="utf-8")
+    for program, page in (
+        (("-m", "freeim.config_show"), "options.md"),
+        ((str(ROOT / "tools" / "helper_reference.py"),), "helper-reference.md"),
+    ):
+        text = session.run("python", *program, silent=True)
+        (ROOT / "docs" / page).write_text(str(text), encoding="utf-8")
 
 
 @nox.session

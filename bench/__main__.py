@@ -7,6 +7,7 @@ the yardstick (bench/yardstick.py) of the same run; the machine's speed drops ou
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -16,6 +17,8 @@ import time
 from typing import Self
 
 import redis
+
+from freeim.embedded.join import join
 
 ROUNDS = 5
 PAYLOAD = "x" * 126  # 128 bytes of JSON text with its quotes: a frame of 132 bytes
@@ -160,9 +163,15 @@ def round_of(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--connections", type=int, default=5000, help="at most 19,000 (default 5000)")
-    parser.add_argument("--redis", default="redis://127.0.0.1:6379", help="URL of a Redis to use")
+    parser.add_argument("--redis", metavar="URL", help="a Redis to use; by default the embedded one")
     options = parser.parse_args()
-    measure(options.redis, options.connections)
+    with contextlib.ExitStack() as stack:
+        url = options.redis
+        if url is None:
+            embedded = join()
+            stack.callback(embedded.close)
+            url = embedded.url
+        measure(url, options.connections)
 
 
 if __name__ == "__main__":

@@ -245,13 +245,12 @@ class ImHelper:
     def batch(self) -> SyncBatch:
         """Send many calls in one round trip.
 
-        Returns:
-            A context manager with this helper's methods. They queue; leaving the with block sends::
+        The context manager has this helper's methods. They queue; leaving the with block sends::
 
-                with helper.batch() as batch:
-                    batch.join_chan(7, "room")
-                    batch.send_chan_message(0, "room", "7 is here")
-                joined, published = batch.results
+            with helper.batch() as batch:
+                batch.join_chan(7, "room")
+                batch.send_chan_message(0, "room", "7 is here")
+            joined, published = batch.results
         """
         return SyncBatch(self)
 

@@ -189,14 +189,13 @@ class AsyncImHelper:
     def batch(self) -> AsyncBatch:
         """Send many calls in one round trip.
 
-        Returns:
-            An asynchronous context manager with this helper's methods. They queue, and are not awaited; leaving the
-            block sends::
+        The asynchronous context manager has this helper's methods. They queue, and are not awaited; leaving the block
+        sends::
 
-                async with helper.batch() as batch:
-                    batch.join_chan(7, "room")
-                    batch.send_chan_message(0, "room", "7 is here")
-                joined, published = batch.results
+            async with helper.batch() as batch:
+                batch.join_chan(7, "room")
+                batch.send_chan_message(0, "room", "7 is here")
+            joined, published = batch.results
         """
         return AsyncBatch(self)
 

@@ -7,6 +7,8 @@ import configparser
 import re
 import shlex
 import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -61,7 +63,12 @@ def check_command(words: list[str]) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         extras = [f"freeim[{extra}]" for extra in project["optional-dependencies"]]
         assert command == "install"
-        assert set(packages) <= {".", "freeim", *extras}
+        here = [name.replace("freeim", ".") for name in extras]
+        assert set(packages) <= {"freeim", ".", *extras, *here, "fastapi"}
+    elif program == "python":
+        assert arguments == ["-m", "freeim.demo"]  # tests/demo runs it
+    elif program == "uvicorn":
+        assert arguments == ["first:app"]  # test_first_program.py runs it
     else:
         pytest.fail(f"no test knows the command {program!r}")
 
@@ -175,6 +182,12 @@ def test_the_users_of_the_page_can_do_nothing_else(user: str, own_redis_server: 
         for refused in (["SET", "other", 1], ["PUBLISH", "other", 1], ["KEYS", "*"], ["CONFIG", "SET", "timeout", 1]):
             with pytest.raises(ServerError, match="NOPERM"):
                 wire(*refused)
+
+
+def test_the_reference_of_the_helper_is_the_one_made_from_the_docstrings() -> None:
+    program = [sys.executable, str(ROOT / "tools" / "helper_reference.py")]
+    made = subprocess.run(program, capture_output=True, encoding="utf-8", check=True).stdout
+    assert made == Page("docs/helper-reference.md").text, "make docs writes it"
 
 
 def test_the_page_of_the_protocol_names_each_close_code() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import subprocess
@@ -14,10 +15,11 @@ import pytest
 
 from freeim import AsyncImHelper, ImHelper
 from tests.cli.command import Server, environment
-from tests.docs.pages import README, ROOT, Block, Page, signature_text
+from tests.docs.pages import README, Block, Page, signature_text
 from tests.servers import RedisServer
 
 CHINESE = Page("README.zh-CN.md")
+QUICKSTART = Page("docs/quickstart.md")
 
 
 @pytest.fixture
@@ -46,57 +48,40 @@ def test_both_languages_have_the_same_methods() -> None:
 
 
 def test_each_block_of_code_is_of_a_kind_that_a_test_runs_or_checks() -> None:
-    # test_pages.py: sh, nginx; below: python, console. The picture is the one text.
+    # test_pages.py: sh, nginx; test_first_program.py: the first program; below: python, console. The picture is text.
     assert {block.language for block in README.blocks} == {"sh", "nginx", "python", "console", "text"}
     assert len(README.written_in("text")) == 1
 
 
-@pytest.mark.parametrize("block", README.written_in("python"), ids=str)
+SCRIPTS = [block for page in (README, QUICKSTART) for block in page.written_in("python") if "print(" in block.text]
+
+
+@pytest.mark.parametrize("block", SCRIPTS, ids=str)
 def test_each_program_prints_what_its_comments_say(block: Block, environ: dict[str, str], tmp_path: Path) -> None:
-    program = tmp_path / "first.py"
+    program = tmp_path / "program.py"
     program.write_text(block.text, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(program)], env=environ, capture_output=True, encoding="utf-8", timeout=30, check=False
-    )
+    with contextlib.ExitStack() as stack:
+        if "has_online(1))  # True" in block.text:  # the page has had a client 1 listen
+            stack.enter_context(Listener(["python", "-m", "freeim", "listen", "1"], environ)).line()
+        done = subprocess.run(
+            [sys.executable, str(program)], env=environ, capture_output=True, encoding="utf-8", timeout=30, check=False
+        )
     expected = re.findall(r"print\(.*\)  # (.+)", block.text)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == expected != []
 
 
-class Chatter:
-    """One terminal of the chat, run as the README shows it, and the lines that are to be seen there."""
+class Listener:
+    """A command that goes on: both of its outputs, line by line."""
 
-    def __init__(self, block: Block, environ: dict[str, str]) -> None:
-        command, *self.lines = block.text.splitlines()
-        python, script, *self.ids = shlex.split(command.removeprefix("$ "))
-        assert python == ".venv/bin/python"
+    def __init__(self, words: list[str], environ: dict[str, str]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / script), *self.ids],
-            env=environ,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
+            interpreter(words), env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
         )
 
-    @property
-    def types_next(self) -> bool:
-        """Whether the next line is one that the user types: only those have a receipt."""
-        return bool(self.lines) and f"  (delivered: {self.lines[0]})" in self.lines
-
-    def expect(self) -> str:
-        """Read the next line; it must be the one of the README."""
+    def line(self) -> str:
         assert self.process.stdout is not None
-        line = self.process.stdout.readline().rstrip("\n")
-        assert line == self.lines.pop(0)
-        return line
-
-    def type(self) -> str:
-        """Type the next line of the README."""
-        assert self.process.stdin is not None
-        line = self.lines.pop(0)
-        self.process.stdin.write(f"{line}\n")
-        self.process.stdin.flush()
-        return line
+        return self.process.stdout.readline().rstrip("\n")
 
     def __enter__(self) -> Self:
         return self
@@ -107,22 +92,30 @@ class Chatter:
             pass
 
 
-def test_the_chat_runs_as_it_is_shown(environ: dict[str, str]) -> None:
-    first, second = README.written_in("console")
-    with Chatter(first, environ) as one, Chatter(second, environ) as two:
-        assert one.ids == two.ids[::-1]
-        one.expect()
-        two.expect()
-        while one.lines or two.lines:
-            writer, reader = (one, two) if one.types_next else (two, one)
-            assert writer.types_next
-            text = writer.type()
-            assert writer.expect() == f"  (delivered: {text})"
-            assert reader.expect() == f"{writer.ids[0]}: {text}"
-        for chatter in (one, two):
-            assert chatter.process.stdin is not None
-            chatter.process.stdin.close()
-            assert chatter.process.wait(10) == 0
+def interpreter(words: list[str]) -> list[str]:
+    """Return a command with this Python, without the current folder on its path."""
+    assert words[0] == "python"
+    return [sys.executable, "-P", *words[1:]]
+
+
+def turns(block: Block) -> list[tuple[list[str], list[str]]]:
+    """Return each command of a console, and the lines that it prints."""
+    parts = re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]
+    return [(shlex.split(part.partition("\n")[0]), part.splitlines()[1:]) for part in parts]
+
+
+@pytest.mark.parametrize("page", [README, QUICKSTART], ids=lambda page: page.name)
+def test_the_commands_print_what_the_page_shows(page: Page, environ: dict[str, str]) -> None:
+    first, second = page.written_in("console")
+    [(command, (connected, *arrives))] = turns(first)
+    with Listener(command, environ) as listener:
+        assert re.sub(r":\d+/", ":6001/", listener.line()) == connected
+        for words, printed in turns(second):
+            done = subprocess.run(
+                interpreter(words), env=environ, capture_output=True, encoding="utf-8", timeout=30, check=False
+            )
+            assert (done.stdout.splitlines(), done.stderr, done.returncode) == (printed, "", 0)
+        assert [listener.line() for _ in arrives] == arrives
 
 
 def test_the_tables_show_the_methods_as_they_are() -> None:

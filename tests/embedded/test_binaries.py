@@ -9,7 +9,7 @@ import pytest
 
 from freeim.embedded import binaries, join
 from freeim.errors import ConfigError
-from tests.embedded.conftest import Runtime
+from tests.embedded.runtime import Runtime
 from tests.servers import server_binary
 
 BROKEN = {

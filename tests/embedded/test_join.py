@@ -16,7 +16,7 @@ from freeim.embedded import watch
 from freeim.embedded.join import join
 from freeim.errors import RedisUnavailable
 from tests.cli.command import environment
-from tests.embedded.conftest import Runtime, User, until
+from tests.embedded.runtime import Runtime, User, until
 from tests.servers import Wire
 
 CROWD = """

@@ -13,7 +13,7 @@ from websockets.sync.client import connect
 
 from freeim import AsyncImHelper, ConfigError, Event, ImHelper, Node, Options, RedisUnavailable
 from tests.cli.command import Server, free_ports, run
-from tests.embedded.conftest import Runtime, until
+from tests.embedded.runtime import Runtime, until
 
 HOST = socket.gethostname()
 

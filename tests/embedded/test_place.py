@@ -12,7 +12,7 @@ from freeim import ImHelper, RedisUnavailable
 from freeim.embedded.join import join
 from freeim.embedded.place import FOLDER_VARIABLE, Place, find, places
 from freeim.errors import ConfigError
-from tests.embedded.conftest import Runtime
+from tests.embedded.runtime import Runtime
 
 STRANGER = 12345
 
