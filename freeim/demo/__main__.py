@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        return _fail(f"cannot listen on {join_bind(host, port)}: {error.strerror or error}; choose another --bind")
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        return _fail(f"cannot listen on {join_bind(host, port)}: {reason}; choose another --bind")
     # Others can come only if they can reach the node as well, by an address that means something to them.
     shown = own_address() if is_wildcard(host) else host
     node: list[str] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ from typing import Final, Literal
 import uvicorn
 
 from freeim.demo.app import create_app
+from freeim.demo.secret import VARIABLE
 from freeim.exits import Exit
 
 STOP_SECONDS: Final = 20.0
@@ -87,6 +89,7 @@ async def _start_node(arguments: list[str]) -> asyncio.subprocess.Process:
         *(sys.executable, "-P", "-m", "freeim.cli", *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name != VARIABLE},  # none of its business, or options
         start_new_session=True,
     )
 

@@ -1,4 +1,4 @@
-// English and Chinese. data-text, data-title, data-label and data-placeholder in the page name an entry.
+// English and Chinese. data-text, data-title, data-hint, data-label and data-placeholder in the page name an entry.
 
 const KEY = "freeim-demo-language";
 
@@ -95,6 +95,7 @@ export function translatePage() {
   for (const each of named("text")) each.textContent = t(each.dataset.text);
   for (const each of named("placeholder")) each.placeholder = t(each.dataset.placeholder);
   for (const each of named("label")) each.setAttribute("aria-label", t(each.dataset.label));
+  for (const each of named("hint")) each.title = t(each.dataset.hint);
   for (const each of named("title")) {
     each.title = t(each.dataset.title);
     each.setAttribute("aria-label", each.title);
@@ -110,10 +111,13 @@ export function switchLanguage() {
   }
 }
 
-export const time = (at) => new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit" }).format(at);
+// The reader's own way of writing the time, if it is in this language: en-GB has no AM.
+const locale = () => navigator.languages.find((each) => each.startsWith(language)) ?? language;
+
+export const time = (at) => new Intl.DateTimeFormat(locale(), { hour: "numeric", minute: "2-digit" }).format(at);
 
 export function size(bytes) {
   const unit = bytes < 1e3 ? ["byte", 1] : bytes < 1e6 ? ["kilobyte", 1e3] : ["megabyte", 1e6];
   const form = { style: "unit", unit: unit[0], unitDisplay: "short", maximumFractionDigits: bytes < 1e6 ? 0 : 1 };
-  return new Intl.NumberFormat(language, form).format(bytes / unit[1]);
+  return new Intl.NumberFormat(locale(), form).format(bytes / unit[1]);
 }
