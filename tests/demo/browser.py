@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Self
 
-from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, FilePayload, Locator, Page, async_playwright, expect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PLACES = (
@@ -116,9 +116,18 @@ class Window:
 
     async def say(self, text: str) -> None:
         """Write in the conversation that is open, and wait until the app has it."""
-        await self.page.get_by_role("textbox", name="Message").fill(text)
-        await self.page.get_by_role("textbox", name="Message").press("Enter")
+        box = self.page.get_by_role("textbox", name="Message")
+        await box.fill(text)
+        if await self.page.evaluate("matchMedia('(pointer: coarse)').matches"):
+            await self.page.get_by_role("button", name="Send", exact=True).tap()
+        else:
+            await box.press("Enter")
         await expect(self.message(text)).not_to_contain_text("Sending…")
+
+    async def send_file(self, name: str, content: bytes) -> None:
+        """Choose a file for the person whose conversation is open."""
+        file: FilePayload = {"name": name, "mimeType": "application/octet-stream", "buffer": content}
+        await self.page.locator("#file").set_input_files(file)
 
     async def reads(self, *texts: str) -> None:
         """Wait until the conversation that is open shows all of this."""

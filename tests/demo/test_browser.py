@@ -166,9 +166,7 @@ async def test_a_file_is_announced_and_then_there_to_be_saved(pair: tuple[Window
         {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 100_000},
     )
     content = b"0123456789" * 20_000
-    await ana.page.locator("#file").set_input_files(
-        files=[{"name": "<b>numbers & more.txt", "mimeType": "text/plain", "buffer": content}]
-    )
+    await ana.send_file("<b>numbers & more.txt", content)
     await bo.reads("<b>numbers & more.txt", "200 kB", "Being sent…")
     await ana.reads("Uploading…")
     link = bo.page.get_by_role("link", name="Download <b>numbers & more.txt")
@@ -187,9 +185,7 @@ async def test_a_file_is_announced_and_then_there_to_be_saved(pair: tuple[Window
 async def test_a_file_that_is_too_large_is_not_even_begun(pair: tuple[Window, Window]) -> None:
     ana, _ = pair
     await ana.go("Bo")
-    await ana.page.locator("#file").set_input_files(
-        files=[{"name": "film", "mimeType": "video/mp4", "buffer": b"x" * (10 * 1024 * 1024 + 1)}]
-    )
+    await ana.send_file("film", b"x" * (10 * 1024 * 1024 + 1))
     await expect(ana.page.get_by_role("button", name=re.compile("film is larger than"))).to_be_visible()
     await expect(ana.log.get_by_role("article")).to_have_count(0)
 

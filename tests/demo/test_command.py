@@ -43,7 +43,7 @@ def test_a_signal_while_the_node_starts_ends_both(redis_server: RedisServer) -> 
     redis_server.pause()
     try:
         with both(redis_server) as demo:
-            demo._wait_for(demo.children, "a node", 10)
+            demo._wait_for(lambda: demo.children() != [], "a node", 10)
             children = demo.children()
             demo.tell(signal.SIGTERM)
             assert demo.wait() == 0

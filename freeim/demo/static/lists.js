@@ -23,7 +23,10 @@ export function drawLists() {
 
   $("everyone-list").replaceChildren(row(EVERYONE, t("everyone"), t("onlineCount", { n: store.online.size })));
 
-  const names = [...new Set([...store.rooms.keys(), ...store.joined])].sort(collator().compare);
+  const { compare } = collator();
+  const foreign = (name) => (store.joined.has(name) ? 0 : 1);
+  const names = [...new Set([...store.joined, ...store.rooms.keys()])];
+  names.sort((a, b) => foreign(a) - foreign(b) || compare(a, b));
   $("rooms").replaceChildren(...names.map((name) => roomRow(name)));
 
   const others = people();
