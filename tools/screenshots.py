@@ -1,6 +1,7 @@
 """Takes the pictures of the demo in docs/images: ``python -m tools.screenshots`` in a checkout.
 
-Needs the packages of the tests, Chromium and fonts (Debian: fonts-inter, fonts-noto-cjk, fonts-noto-color-emoji), and a Redis to start.
+Needs the packages of the tests, Chromium, a Redis to start, and fonts (Debian: fonts-inter, fonts-noto-cjk,
+fonts-noto-color-emoji).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ async def english(browser: Browser, address: str) -> None:
     await maya.page.locator("#rooms >> text=lobby").click()
     await post(noor, "/ws/send-channelmsg", channel="lobby", message="Morning! Is the new build out already?")
     await maya.reads("already?")
-    await maya.say("Since ten minutes ago. Nobody was disconnected 🎉")
+    await maya.say("Yes, for ten minutes. Nobody was disconnected 🎉")
     await maya.say("The app restarted, the node did not even notice.")
     await post(lin, "/ws/send-channelmsg", channel="lobby", message="太好了，我这边一直在线。")
     await post(tom, "/ws/send-channelmsg", channel="lobby", message="Same here. I only saw the new button appear.")

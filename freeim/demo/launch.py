@@ -97,7 +97,7 @@ async def _start_node(arguments: list[str]) -> asyncio.subprocess.Process:
 async def _until_it_serves(child: asyncio.subprocess.Process, stop: asyncio.Task[Literal[True]]) -> bool:
     """Wait for the node's banner: only then has it a Redis, and has told Redis where it is."""
     assert child.stdout is not None
-    banner = asyncio.create_task(child.stdout.readline())
+    banner = asyncio.create_task(child.stdout.read(65536))  # written at once
     await asyncio.wait([banner, stop], return_when=asyncio.FIRST_COMPLETED)
     if not banner.done() or not banner.result():
         return False
