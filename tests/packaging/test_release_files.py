@@ -14,6 +14,7 @@ import pytest
 from tests.packaging.dist import CHECKOUT, EmptyVenv, names, pure_wheel, pyproject, sdist, wheel
 
 LUA = {f"freeim/lua/{path.name}" for path in (CHECKOUT / "freeim" / "lua").glob("*.lua")}
+PAGE = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "freeim" / "demo" / "static").iterdir()}
 MODULES = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "freeim").rglob("*.py")}
 CORE_SOURCE = {f"freeim/{path.name}" for path in (CHECKOUT / "freeim").glob("_core*.p[xy][xdi]")}
 
@@ -48,22 +49,22 @@ def changelog_headings() -> list[str]:
     return [line for line in text.splitlines() if line.startswith("## ")]
 
 
-def test_the_wheel_holds_the_modules_the_core_its_stub_and_the_scripts_and_nothing_else() -> None:
+def test_the_wheel_holds_the_modules_the_core_its_stub_the_scripts_and_the_page_and_nothing_else() -> None:
     held = {name for name in names(wheel()) if ".dist-info/" not in name}
     cores = {name for name in held if re.fullmatch(r"freeim/_core\..*\.so", name)}
     assert len(cores) == 1
-    assert held == cores | MODULES | LUA | {"freeim/_core.pyi", "freeim/py.typed"}
+    assert held == cores | MODULES | LUA | PAGE | {"freeim/_core.pyi", "freeim/py.typed"}
 
 
 def test_the_pure_wheel_is_the_wheel_without_the_core() -> None:
     held = {name for name in names(pure_wheel()) if ".dist-info/" not in name}
-    assert held == MODULES | LUA | {"freeim/_core.pyi", "freeim/py.typed"}
+    assert held == MODULES | LUA | PAGE | {"freeim/_core.pyi", "freeim/py.typed"}
 
 
 def test_the_sdist_holds_all_that_a_build_needs() -> None:
     held = names(sdist())
     assert {"pyproject.toml", "setup.py", "LICENSE", "README.md", "CHANGELOG.md"} <= held
-    assert MODULES | LUA | CORE_SOURCE | {"freeim/_core.pyi", "freeim/py.typed"} <= held
+    assert MODULES | LUA | PAGE | CORE_SOURCE | {"freeim/_core.pyi", "freeim/py.typed"} <= held
     assert not [name for name in held if name.endswith((".c", ".so", ".pyc"))]
 
 

@@ -1,0 +1,43 @@
+"""A node and an app for each test."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.cli.command import Server
+from tests.demo.demo import Demo, Visitor, running_app
+from tests.servers import RedisServer
+
+
+@pytest.fixture
+def node(redis_server: RedisServer) -> Iterator[Server]:
+    """A node that serves."""
+    with Server("--bind", "127.0.0.1:0", "--redis-url", redis_server.url) as server:
+        server.banner()
+        yield server
+
+
+@pytest.fixture
+def app(redis_server: RedisServer, node: Server) -> Iterator[Demo]:
+    """The app, on that node."""
+    with running_app(redis_server.url) as demo:
+        yield demo
+
+
+@pytest.fixture(scope="module")
+def shared_page() -> Iterator[str]:
+    """The address of an app that the tests of one file share, since none of them leaves anything behind."""
+    with RedisServer() as redis, Server("--bind", "127.0.0.1:0", "--redis-url", redis.url) as node:
+        node.banner()
+        with running_app(redis.url) as demo:
+            yield demo.page()
+
+
+@pytest.fixture
+def visit(app: Demo) -> Iterator[Callable[[str], Visitor]]:
+    """Make a visitor with a name, who is connected."""
+    with contextlib.ExitStack() as stack:
+        yield lambda name: stack.enter_context(Visitor(app.page(), name))
