@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             url = f"ws://{join_bind(shown, split_bind(bind)[1])}"
         if url is not None:
             node += ["--node", f"{shown}:{{port}}", "--public-url", url]
+        if not os.environ.get("FREEIM_REDIS_URL"):
+            node.append("--embedded")  # the app and the node are both here
     from freeim.demo.launch import run
 
     with listener:
