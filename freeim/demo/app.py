@@ -76,7 +76,7 @@ def create_app(secret: str, max_upload: int = files.LARGEST_UPLOAD) -> Starlette
                 logger.warning("the chat waits: %s", error)
             yield {"helper": helper, "files": files.Files(folder, max_upload), "people": who, "rooms": room_list}
 
-    session = Middleware(SessionMiddleware, secret, session_cookie=COOKIE, max_age=COOKIE_SECONDS, same_site="lax")
+    session = Middleware(SessionMiddleware, secret_key=secret, session_cookie=COOKIE, max_age=COOKIE_SECONDS)
     return Starlette(
         routes=ROUTES, middleware=[Middleware(Headers), session], exception_handlers=dict(HANDLERS), lifespan=lifespan
     )
