@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import httpx
+import pytest
 
 from freeim.demo import checks
 from tests.cli.command import Server
 from tests.demo.demo import KEY, Demo, Visitor, failure, running_app
 from tests.servers import RedisServer
+
+pytestmark = pytest.mark.slow
 
 Visit = Callable[[str], Visitor]
 

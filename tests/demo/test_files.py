@@ -16,6 +16,8 @@ from tests.cli.command import Server
 from tests.demo.demo import KEY, Visitor, failure, running_app
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 LARGEST = 100_000
 NAME = "日程 & plan.txt"
 

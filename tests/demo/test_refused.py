@@ -11,6 +11,8 @@ import pytest
 
 from tests.demo.demo import KEY, SECRET, Visitor, failure
 
+pytestmark = pytest.mark.slow
+
 # What each endpoint takes from somebody who is connected.
 POSTS: dict[str, dict[str, Any]] = {
     "/ws/pre-connect": {"name": "Ana"},

