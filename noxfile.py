@@ -62,11 +62,30 @@ def find_servers() -> dict[str, str | None]:
     }
 
 
+def on_path(*names: str) -> bool:
+    """Tell whether one of these programs is here; Debian keeps some where only root looks."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/opt/homebrew/bin"])
+    return any(shutil.which(name, path=path) or os.path.exists(name) for name in names)
+
+
+CHROME = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+
+# The marker of the tests that need a program, what it is, and whether it is here.
+PROGRAMS = (
+    (
+        "browser",
+        "a Chromium (Debian: apt install chromium)",
+        on_path("chromium", "chromium-browser", "google-chrome", CHROME),
+    ),
+    ("proxy", "nginx (Debian: apt install nginx-light)", on_path("nginx")),
+)
+
 pythons = {version: path for version in WANTED_PYTHONS if (path := find_python(version))}
 pythons = pythons or {"{}.{}".format(*sys.version_info): sys.executable}  # a newer one alone
 servers = find_servers()
 missing = [f"Python {version}" for version in WANTED_PYTHONS if version not in pythons]
 missing += [what for what, binary in servers.items() if binary is None]
+missing += [what for _, what, here in PROGRAMS if not here]
 binaries = [binary for binary in servers.values() if binary]
 
 # nox looks for python3.x on PATH.
@@ -167,9 +186,11 @@ def test(session: nox.Session) -> None:
         install_wheel(session, *lowest(PROJECT["project"]["dependencies"]))
     else:
         install_wheel(session)
+    left_out = [marker for marker, _, here in PROGRAMS if not here] + ["slow"] * (version != newest)
+    marked = ("-m", " and ".join(f"not {marker}" for marker in left_out)) if left_out else ()
     for binary in servers_of(version):
         session.log(f"Python {version} with {subprocess.check_output([binary, '--version'], text=True).strip()}")
-        run_pytest(session, *(() if version == newest else ("-m", "not slow")), *session.posargs, server=binary)
+        run_pytest(session, *marked, *session.posargs, server=binary)
 
 
 @nox.session

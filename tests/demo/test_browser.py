@@ -16,7 +16,7 @@ from tests.demo.browser import Window, chromium
 from tests.demo.demo import running_app
 from tests.servers import RedisServer, free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 class Stage:

@@ -36,6 +36,7 @@ async def say(page: Page, text: str) -> None:
     await page.keyboard.press("Enter")
 
 
+@pytest.mark.browser
 @pytest.mark.timeout(120)
 async def test_what_is_typed_in_one_window_appears_in_both_also_after_a_restart_of_the_node(
     runtime: Runtime, tmp_path: Path
