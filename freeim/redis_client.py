@@ -1,7 +1,7 @@
 """All that this package knows of redis-py: how clients are made and checked, and what their errors mean.
 
 Imported when the first helper is made, not with the package: redis-py takes a while, and loads hiredis where that is.
-redis-py 5.0.0 is the lowest version that the tests run on.
+redis-py 5.0.8 is the lowest version that the tests run on.
 """
 
 from __future__ import annotations

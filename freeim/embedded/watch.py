@@ -38,7 +38,7 @@ SETTINGS = (
     *("--save", "", "--appendonly", "no"),
     # Nobody may lose presence to an eviction, or a node's subscription to a burst of big messages.
     *("--maxmemory-policy", "noeviction"),
-    *("--client-output-buffer-limit", "pubsub 256mb 128mb 30"),
+    *("--client-output-buffer-limit", "pubsub", "256mb", "128mb", "30"),
     *("--tracking-table-max-keys", "0"),
     *("--loglevel", "warning", "--logfile", LOG, "--always-show-logo", "no", "--daemonize", "no"),
 )
@@ -153,19 +153,21 @@ def main(folder: str, socket_name: str, binary: str) -> None:
     watch = os.open(WATCH_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(watch, fcntl.LOCK_EX)
     server = Server(binary, socket_name)
-    outcome = server.start() if binary else READY
-    with contextlib.suppress(BrokenPipeError):  # whoever started us is gone, and no user with him, as it may turn out
-        os.write(1, outcome.encode())
-    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-    if outcome != READY:
-        return
-    if binary:
-        threading.Thread(target=server.keep, daemon=True).start()
-    try:
-        fcntl.flock(users, fcntl.LOCK_EX)
+    serves = False
+    try:  # from here on a SIGTERM leaves no server behind
+        outcome = server.start() if binary else READY
+        serves = outcome == READY
+        with contextlib.suppress(BrokenPipeError):  # whoever started us is gone, and perhaps every user
+            os.write(1, outcome.encode())
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        if serves:
+            if binary:
+                threading.Thread(target=server.keep, daemon=True).start()
+            fcntl.flock(users, fcntl.LOCK_EX)
     finally:
         server.end()
-        remove_locks(folder, os.open(START_LOCK, os.O_RDWR | os.O_CREAT, 0o600))
+        if serves:  # else whoever started us tries another binary, or takes the files away
+            remove_locks(folder, os.open(START_LOCK, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 if __name__ == "__main__":
