@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -92,6 +93,8 @@ def _run(options: argparse.Namespace) -> int:
             raise ConfigError("listening needs picows, which installs with freeim where a node can run")
         from freeim.listen import listen
 
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show is no reason to stop
         listener = AsyncImHelper(options.redis_url, **deployment)
         asyncio.run(listen(listener, _client_id(options.client, options.ids), options.chan))
         return Exit.STOPPED

@@ -33,12 +33,12 @@ def problem_of(path: str) -> str:
     if not os.access(path, os.X_OK):
         return "it may not be executed"
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run([path, "--version"], capture_output=True, timeout=10, check=False)
     except OSError as error:
         return f"it cannot be run: {error.strerror}"
     except subprocess.TimeoutExpired:
         return "it does not tell its version"
-    match = _VERSION.search(done.stdout)
+    match = _VERSION.search(done.stdout.decode("utf-8", "replace"))
     if match is None:
         return "it does not tell its version"
     version = int(match[2]), int(match[3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import logging
@@ -9,15 +10,16 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from freeim.embedded import watch
 from freeim.embedded.binaries import candidates, problem_of
-from freeim.embedded.place import SOCKET, Place, places
-from freeim.errors import ConfigError, RedisUnavailable
+from freeim.embedded.place import FOLDER_VARIABLE, SOCKET, Place, trusted_places
+from freeim.errors import ConfigError, FreeImError, RedisUnavailable
 
 log = logging.getLogger("freeim")
 
@@ -35,103 +37,183 @@ class EmbeddedRedis:
     """The embedded Redis, joined: it runs until `close`, or until this process ends, however it ends.
 
     Attributes:
-        url: Where the server is.
+        place: Where it is.
         name: What it is, for people.
     """
 
-    url: str
+    place: Place
     name: str
     _lock: int
+    _process: int = field(default_factory=os.getpid)
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return self.place.url
+
+    @property
+    def intact(self) -> bool:
+        """Whether others still find what was joined: the folder was not removed, nor the lock file in it."""
+        try:
+            return os.path.samestat(os.fstat(self._lock), os.stat(self.place.path(watch.USERS_LOCK)))
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Stop using the server; with its last user it ends."""
         lock, self._lock = self._lock, -1
-        if lock >= 0:
-            os.close(lock)
+        if lock < 0:
+            return
+        if os.getpid() == self._process:
+            # Where the watcher was killed, another one has to be there to see us go.
+            with contextlib.suppress(FreeImError, OSError):
+                if watch.answers(self.place.socket):
+                    _ensure_server(self.place)
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a forked child may hold the descriptor too
+        os.close(lock)
 
 
 def join() -> EmbeddedRedis:
     """Join this user's server; start it where there is none.
 
     Raises:
-        ConfigError: There is no program to start, or the runtime folder cannot be trusted.
+        ConfigError: There is no program to start, or the runtime folder cannot be used.
         RedisUnavailable: A server is there and does not answer.
     """
-    found = places()
+    found = trusted_places()
     if not found:
         raise ConfigError(f"there is no embedded Redis on this system; {WAYS_OUT}")
     place = next((place for place in found if os.path.exists(place.socket)), found[0])
+    end = time.monotonic() + LOCK_SECONDS
     while True:
-        place.make()
-        # FileNotFoundError: the watcher of the last user has removed the folder at this moment.
-        with contextlib.suppress(FileNotFoundError), _locked(place, watch.START_LOCK, fcntl.LOCK_EX) as start:
-            users = _lock(place, watch.USERS_LOCK, fcntl.LOCK_SH)
-            try:
-                name = _ensure_server(place)
-            except BaseException:
-                os.close(users)
-                if not _is_held(place, watch.USERS_LOCK):
-                    watch.remove_locks(place.folder, start)
-                raise
-            return EmbeddedRedis(place.url, name, users)
+        try:
+            place.make()
+            with _locked(place, watch.START_LOCK, fcntl.LOCK_EX) as start:
+                return _enter(place, start)
+        except OSError as error:
+            # The watcher of the last user may have removed the folder at this moment.
+            if isinstance(error, FileNotFoundError) and time.monotonic() < end:
+                continue
+            raise ConfigError(
+                f"the folder {place.folder!r} of the embedded Redis cannot be used: {error.strerror or error}; make "
+                f"room for it, or set {FOLDER_VARIABLE} to another one"
+            ) from error
+
+
+async def join_in_thread() -> EmbeddedRedis:
+    """Join without holding up the event loop, nor the end of the program where joining takes long.
+
+    Raises:
+        ConfigError, RedisUnavailable: See `join`.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[EmbeddedRedis] = loop.create_future()
+
+    def settle(joined: EmbeddedRedis | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            if joined is not None:
+                joined.close()
+        elif error is not None:
+            future.set_exception(error)
+        elif joined is not None:
+            future.set_result(joined)
+
+    def work() -> None:
+        joined, error = None, None
+        try:
+            joined = join()
+        except Exception as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the program ends
+            loop.call_soon_threadsafe(settle, joined, error)
+
+    threading.Thread(target=work, name="freeim embedded", daemon=True).start()
+    return await future
+
+
+def _enter(place: Place, start: int) -> EmbeddedRedis:
+    users = _lock(place, watch.USERS_LOCK, fcntl.LOCK_SH)
+    try:
+        return EmbeddedRedis(place, _ensure_server(place), users)
+    except BaseException:
+        os.close(users)
+        if (alone := _try_lock(place, watch.USERS_LOCK)) is not None:
+            opened = os.open(place.folder, os.O_RDONLY)
+            watch.remove_locks(place.folder, opened, start)
+            os.close(opened)
+            os.close(alone)
+        raise
 
 
 def _ensure_server(place: Place) -> str:
-    """See to it that a server answers and a watcher watches; return what the server is. The caller joined before."""
-    if _is_held(place, watch.WATCH_LOCK):
-        end = time.monotonic() + watch.START_SECONDS
-        while not watch.answers(place.socket):
-            if time.monotonic() > end:
-                raise RedisUnavailable(
-                    f"the embedded Redis at {place.url} does not answer; end it and the process beside it "
-                    f"({os.path.basename(watch.__file__)}), then start again",
-                    maybe_sent=False,
-                )
-            time.sleep(0.02)
-    elif watch.answers(place.socket):
-        _run_watcher(place, "")  # the former one was killed
-    else:
-        _start(place)
-    return _describe(place)
+    """See to it that a watcher watches and a server answers; return what the server is. The caller is a user."""
+    end = time.monotonic() + watch.START_SECONDS
+    while True:
+        watch_lock = _try_lock(place, watch.WATCH_LOCK)
+        if watch_lock is not None:
+            try:
+                _start(place, watch_lock)
+            finally:
+                os.close(watch_lock)  # the watcher has it now
+            return _describe(place)
+        if watch.answers(place.socket):
+            return _describe(place)
+        if time.monotonic() > end:
+            raise RedisUnavailable(
+                f"the embedded Redis at {place.url} does not answer; end its watcher (process {_watcher(place)}) and "
+                "start again",
+                maybe_sent=False,
+            )
+        time.sleep(0.02)
 
 
-def _start(place: Place) -> None:
+def _start(place: Place, watch_lock: int) -> None:
     problems = []
     for path in candidates():
-        problem = problem_of(path) or _run_watcher(place, path)
+        problem = problem_of(path) or _run_watcher(place, path, watch_lock)
         if problem == watch.READY:
             return
         log.warning("%s is not used as the embedded Redis: %s", path, problem)
-        problems.append(f"{path}: {problem}{_last_words(place)}")
+        problems.append(f"{path}: {problem}")
     if problems:
         raise ConfigError(f"no Redis could be started ({'; '.join(problems)}); {WAYS_OUT}")
     raise ConfigError(f"no Redis is named and there is none to start; {WAYS_OUT}")
 
 
-def _run_watcher(place: Place, binary: str) -> str:
-    """Start a watcher, detached from us, and return what it says about its server."""
-    program = [sys.executable, "-I", "-S", watch.__file__, place.folder, SOCKET, binary]
+def _run_watcher(place: Place, binary: str, watch_lock: int) -> str:
+    """Start a watcher, detached from us, and return what it says about its server.
+
+    Raises:
+        RedisUnavailable: It says nothing.
+    """
+    program = [sys.executable, "-I", "-S", watch.__file__, place.folder, SOCKET, binary, str(watch_lock)]
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FREEIM_"))}
     try:
         done = subprocess.run(
             program,
             env=environ,
+            pass_fds=[watch_lock],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            capture_output=True,
             timeout=2 * watch.START_SECONDS,
             check=False,
         )
+    except OSError as error:
+        return f"its watcher cannot be run: {sys.executable}: {error.strerror}"
     except subprocess.TimeoutExpired:
-        return "its watcher does not answer"
-    return done.stdout.decode() or "its watcher ended"
+        raise RedisUnavailable(
+            f"the watcher of the embedded Redis in {place.folder} does not answer; end the process {_watcher(place)} "
+            "and start again",
+            maybe_sent=False,
+        ) from None
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    return done.stdout.decode() or f"its watcher ended ({lines[-1] if lines else 'without a word'})"
 
 
-def _last_words(place: Place) -> str:
-    with contextlib.suppress(OSError), open(place.path(watch.LOG), encoding="utf-8", errors="replace") as file:
-        lines = file.read().split("\n")
-        return f" ({lines[-2].strip()})" if len(lines) > 1 else ""
-    return ""
+def _watcher(place: Place) -> str:
+    with contextlib.suppress(OSError), open(place.path(watch.WATCH_LOCK), encoding="utf-8") as file:
+        return file.read() or "unknown"
+    return "unknown"
 
 
 def _describe(place: Place) -> str:
@@ -141,38 +223,51 @@ def _describe(place: Place) -> str:
     return f"{match[1].capitalize()} {match[2]}" if match else "Redis"
 
 
-# ---- locks
+# ---- locks: descriptors, which programs that are started do not inherit
+
+
+def _open(place: Place, name: str) -> int:
+    return os.open(place.path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _try_lock(place: Place, name: str, kind: int = fcntl.LOCK_EX) -> int | None:
+    """Lock a file of a place; None where another descriptor has a lock on it that does not allow that.
+
+    Raises:
+        FileNotFoundError: The folder is gone, or the file was removed at this moment.
+    """
+    descriptor = _open(place, name)
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        # Whoever ends the server removes the file: a lock on a removed one says nothing to those who come later.
+        if not os.path.samestat(os.fstat(descriptor), os.stat(place.path(name))):
+            raise FileNotFoundError(place.path(name))
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _lock(place: Place, name: str, kind: int) -> int:
-    """Lock a file of a place and return its descriptor, which is not inherited by programs that are started.
+    """Lock a file of a place, as soon as others allow it.
 
     Raises:
-        FileNotFoundError: The folder is gone.
+        FileNotFoundError: See `_try_lock`.
         RedisUnavailable: Others hold the lock for too long.
     """
-    path = place.path(name)
     end = time.monotonic() + LOCK_SECONDS
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            # Whoever ends the server removes the file: a lock on a removed one says nothing to those who come later.
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-            os.close(descriptor)
-        except BlockingIOError:
-            os.close(descriptor)
-            if time.monotonic() > end:
-                raise RedisUnavailable(
-                    f"another process has been starting or ending the embedded Redis in {place.folder} for "
-                    f"{LOCK_SECONDS:g} s",
-                    maybe_sent=False,
-                ) from None
-            time.sleep(0.01)
-        except BaseException:
-            os.close(descriptor)
-            raise
+    while (descriptor := _try_lock(place, name, kind)) is None:
+        if time.monotonic() > end:
+            raise RedisUnavailable(
+                f"another process has been starting or ending the embedded Redis in {place.folder} for "
+                f"{LOCK_SECONDS:g} s",
+                maybe_sent=False,
+            )
+        time.sleep(0.01)
+    return descriptor
 
 
 @contextlib.contextmanager
@@ -180,17 +275,5 @@ def _locked(place: Place, name: str, kind: int) -> Iterator[int]:
     descriptor = _lock(place, name, kind)
     try:
         yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _is_held(place: Place, name: str) -> bool:
-    """Tell whether another process holds a lock. Nobody else may look at the same time."""
-    descriptor = os.open(place.path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
     finally:
         os.close(descriptor)

@@ -102,17 +102,35 @@ def places() -> list[Place]:
     return [Place(folder) for folder in dict.fromkeys(folders)]
 
 
+def trusted_places() -> list[Place]:
+    """Return those of the places that nobody else can reach; some may not have been made yet.
+
+    Raises:
+        ConfigError: There are places, and none of them can be trusted.
+    """
+    found = []
+    problem: ConfigError | None = None
+    for place in places():
+        try:
+            place.check()
+        except FileNotFoundError:
+            pass  # it will be made
+        except ConfigError as error:
+            problem = problem or error
+            continue
+        found.append(place)
+    if problem is not None and not found:
+        raise problem
+    return found
+
+
 def find() -> Place | None:
     """Return where this user's server is; None where none was started.
 
     Raises:
-        ConfigError: Somebody else could have made what is there.
+        ConfigError: See `trusted_places`.
     """
-    for place in places():
-        if os.path.exists(place.socket):
-            place.check()
-            return place
-    return None
+    return next((place for place in trusted_places() if os.path.exists(place.socket)), None)
 
 
 def _is_ours(folder: str) -> bool:

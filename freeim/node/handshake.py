@@ -42,17 +42,15 @@ class Handshake(asyncio.Protocol):
     """
 
     __slots__ = (
-        *(
-            "_buffer",
-            "_connections",
-            "_head_done",
-            "connection",
-            "finished",
-            "half_closed",
-            "key",
-            "token",
-            "transport",
-        ),
+        "_buffer",
+        "_connections",
+        "_head_done",
+        "connection",
+        "finished",
+        "half_closed",
+        "key",
+        "token",
+        "transport",
     )
 
     def __init__(self, connections: Connections) -> None:

@@ -14,7 +14,7 @@ import hiredis
 
 from freeim._core import Message
 from freeim.config import Options
-from freeim.embedded.join import EmbeddedRedis, join
+from freeim.embedded.join import EmbeddedRedis, join_in_thread
 from freeim.envelope import direct, direct_tail, receipt_text
 from freeim.errors import NodeReplaced
 from freeim.names import Names, connect_url, default_prefix, owners, parse_client_id
@@ -22,10 +22,11 @@ from freeim.node.accept import Acceptor, listen
 from freeim.node.bus import Bus
 from freeim.node.connections import Connections
 from freeim.node.handshake import Handshake
+from freeim.node.link import LinkLost
 from freeim.node.presence import Presence
 from freeim.node.redis_watch import RedisWatch
-from freeim.node.session import Session, describe
-from freeim.redis_url import parse_redis_url
+from freeim.node.session import Session
+from freeim.redis_url import RedisAddress, parse_redis_url
 
 log = logging.getLogger("freeim")
 
@@ -70,22 +71,15 @@ class Node:
         """
         self._end = asyncio.get_running_loop().create_future()
         self.options = self.options.for_embedded()
-        redis_url = self.options.redis_url_with_password()
+        self._redis_url = self.options.redis_url_with_password()
         host, port = self.options.address
         self._sock = listen(host, port, self.options.backlog, self.options.send_buffer)
         try:
             # With port 0 the name becomes known only now.
             self.options = options = self.options.for_worker(0, port=self._sock.getsockname()[1])
             assert options.node is not None
-            if redis_url is None:
-                self._embedded = await _join_embedded()
-                redis_url = self._embedded.url
-            address = parse_redis_url(redis_url)
-            self._redis = describe(address)
-            if self._embedded is not None:
-                self._redis = f"embedded {self._embedded.name} at {self._redis} (keeps nothing on disk)"
             self._names = names = Names(options.prefix or default_prefix(options.path, options.ids))
-            self._session = Session(address, names.server(options.node), self)
+            self._session = Session(self._locate_redis, names.server(options.node), self)
             self._presence = Presence(self._session, names, options)
             self._connections = Connections(options, names, self._session, self._presence)
             self._bus = Bus(
@@ -124,20 +118,34 @@ class Node:
         """
         if self._sock is None:
             return
-        await self._connections.drain()
-        self._acceptor.stop()
-        self._sock.close()
-        await self._connections.stop()
-        if self._session.up:
-            with contextlib.suppress(OSError, TimeoutError, hiredis.HiredisError):
-                async with asyncio.timeout(RELEASE_TIMEOUT):
-                    await self._presence.release()
-        self._sock = None
-        await self._session.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        sock, self._sock = self._sock, None
+        try:
+            await self._connections.drain()
+            self._acceptor.stop()
+            sock.close()
+            await self._connections.stop()
+            if self._session.up:
+                with contextlib.suppress(OSError, TimeoutError, hiredis.HiredisError):
+                    async with asyncio.timeout(RELEASE_TIMEOUT):
+                        await self._presence.release()
+        finally:  # also where the stop is cancelled
+            self._acceptor.stop()
+            sock.close()
+            for task in self._tasks:
+                task.cancel()
+            try:
+                await asyncio.gather(self._session.stop(), *self._tasks, return_exceptions=True)
+            finally:
+                self._leave_embedded()
+
+    async def _locate_redis(self) -> RedisAddress:
+        """Return where Redis is. The embedded one is joined again: what we had joined may have come to its end."""
+        if self._redis_url is not None:
+            return parse_redis_url(self._redis_url)
+        joined = await join_in_thread()
         self._leave_embedded()
+        self._embedded = joined
+        return parse_redis_url(joined.url)
 
     def _leave_embedded(self) -> None:
         if self._embedded is not None:
@@ -188,6 +196,9 @@ class Node:
     def banner(self) -> str:
         """Return a few lines that say what runs where."""
         options = self.options
+        redis = self._session.place
+        if self._embedded is not None:
+            redis = f"embedded {self._embedded.name} at {redis} (keeps nothing on disk)"
         membership = "by client, with CLIENT TRACKING"
         if not self._session.tracking:
             membership = f"by channel, as FreeIM does it ({self._session.tracking_refused})"
@@ -197,7 +208,7 @@ class Node:
                 f"  listens on   {options.bind}",
                 f"  connect URL  {self.url}?token=...",
                 f"  nodes        {', '.join(self.nodes)}",
-                f"  Redis        {self._redis}",
+                f"  Redis        {redis}",
                 f"  names        begin with {self._names.prefix}, {options.ids} ids",
                 f"  membership   {membership}",
                 f"  connections  up to {self._acceptor.capacity:,} ({self._acceptor.limit:,} descriptors)",
@@ -231,6 +242,8 @@ class Node:
 
     async def beat(self) -> None:
         """Renew the lease; where the life had ended, compare presence."""
+        if self._embedded is not None and not self._embedded.intact:
+            raise LinkLost("the folder of the embedded Redis has been removed")
         if await self._renew():
             await self._presence.reconcile(self._connections.living)
         self._connections.retry_fenced()
@@ -278,16 +291,6 @@ class Node:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _join_embedded() -> EmbeddedRedis:
-    joining = asyncio.get_running_loop().run_in_executor(None, join)
-    try:
-        return await asyncio.shield(joining)
-    except asyncio.CancelledError:
-        # The thread goes on; what it brings is nobody's.
-        joining.add_done_callback(lambda done: None if done.exception() else done.result().close())
-        raise
 
 
 def _forget(_reply: object) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 import hiredis
 
-from freeim.errors import RedisUnavailable
+from freeim.errors import FreeImError, RedisUnavailable
 from freeim.node.link import Callback, LinkLost, RedisLink
 from freeim.redis_url import RedisAddress
 from freeim.scripts import Script
@@ -61,18 +61,20 @@ class Session:
     """Keeps the two connections, and connects them again for as long as the node runs.
 
     Args:
-        address: Where Redis is.
+        locate: Tells where Redis is, before each attempt to connect.
         channel: The node's pub/sub channel.
         user: The node.
     """
 
-    def __init__(self, address: RedisAddress, channel: str, user: SessionUser) -> None:
+    def __init__(self, locate: Callable[[], Awaitable[RedisAddress]], channel: str, user: SessionUser) -> None:
         self.up = False
         self.tracking = False
         self.tracking_refused = ""
         self.problem = "not connected yet"
         self.gaps = 0
-        self._address = address
+        self.place = "a place that is not known yet"
+        """Where Redis is, without user or password."""
+        self._locate = locate
         self._channel = channel
         self._user = user
         self._reader: RedisLink | None = None
@@ -152,9 +154,7 @@ class Session:
                 await first()
         except (OSError, TimeoutError, hiredis.HiredisError) as error:
             self._drop()
-            raise RedisUnavailable(
-                f"Redis at {describe(self._address)}: {_explain(error)}", maybe_sent=False
-            ) from error
+            raise RedisUnavailable(f"Redis at {self.place}: {_explain(error)}", maybe_sent=False) from error
         except BaseException:
             self._drop()
             raise
@@ -210,6 +210,8 @@ class Session:
 
     async def _connect(self) -> None:
         self._lost = asyncio.get_running_loop().create_future()
+        address = await self._locate()
+        self.place = address.socket_path or f"{address.host}:{address.port}"
         reader = self._reader = RedisLink(
             on_message=self._user.on_message,
             on_invalidate=self._user.on_invalidate,
@@ -218,8 +220,8 @@ class Session:
             gate=self._admit,
         )
         writer = self._writer = RedisLink(on_lost=self.lose)
-        await reader.connect(self._address)
-        await writer.connect(self._address)
+        await reader.connect(address)
+        await writer.connect(address)
         if self._lost.done():
             # The reader was lost while the writer connected; nobody else knows of the writer any more.
             writer.close()
@@ -262,8 +264,8 @@ class Session:
                 async with asyncio.timeout(RECOVERY_LIMIT):
                     await self._connect()
                     await self._user.recover()
-            except (OSError, TimeoutError, hiredis.HiredisError) as error:
-                self.problem = f"Redis at {describe(self._address)}: {_explain(error)}"
+            except (OSError, TimeoutError, hiredis.HiredisError, FreeImError) as error:
+                self.problem = f"Redis at {self.place}: {_explain(error)}"
                 self._drop()
                 continue
             if self._lost is None or self._lost.done():
@@ -322,11 +324,6 @@ class Session:
         if held and self._reader is not None:
             for data in held:
                 self._reader.feed(data)
-
-
-def describe(address: RedisAddress) -> str:
-    """Return where Redis is, without user or password."""
-    return address.socket_path or f"{address.host}:{address.port}"
 
 
 def _ignore(_reply: object) -> None:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -29,10 +28,10 @@ def node(redis_server: RedisServer) -> Iterator[Server]:
 class Listener:
     """A running ``python -m freeim listen``: what it prints, and what it says beside it."""
 
-    def __init__(self, server: RedisServer, *args: str) -> None:
+    def __init__(self, server: RedisServer, *args: str, encoding: str = "utf-8") -> None:
         self.process = subprocess.Popen(
             [*PROGRAM, "listen", "--redis-url", server.url, *args],
-            env=environment() | {"PYTHONIOENCODING": "utf-8"},
+            env=environment() | {"PYTHONIOENCODING": encoding},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",
@@ -140,6 +139,14 @@ def test_a_listener_whose_reader_has_gone_ends_quietly(redis_server: RedisServer
 
 
 @pytest.mark.usefixtures("node")
+def test_what_the_terminal_cannot_show_is_no_reason_to_stop(redis_server: RedisServer) -> None:
+    with Listener(redis_server, "5", encoding="ascii") as listener:
+        listener.says("connected")
+        send(redis_server, "send", "5", "你好")
+        assert listener.prints() == r'"\u4f60\u597d"'
+
+
+@pytest.mark.usefixtures("node")
 def test_guids_and_other_names_are_options(redis_server: RedisServer) -> None:
     guid = "0a0b0c0d-1111-2222-3333-00000000abcd"
     options = ("--ids", "guid", "--path", "/im", "--prefix", "p")
@@ -186,7 +193,7 @@ def test_no_redis_is_one_sentence_and_exit_code_3(command: tuple[str, ...], caps
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_where_no_node_can_run_listening_says_what_it_lacks(tmp_path: Path) -> None:
+def test_where_no_node_can_run_listening_says_what_it_lacks() -> None:
     code = (
         "import importlib.util, sys\n"
         "real = importlib.util.find_spec\n"

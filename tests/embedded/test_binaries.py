@@ -17,6 +17,7 @@ BROKEN = {
     "it cannot be run: Exec format error": (0o700, "garbage"),
     "it does not tell its version": (0o700, "#!/bin/sh\necho hello\n"),
     "it is Redis 5.0, and 6.2 is the oldest that will do": (0o700, "#!/bin/sh\necho Redis server v=5.0.14\n"),
+    "it does not tell its version ": (0o700, "#!/bin/sh\nprintf '\\377\\n'\n"),
     "it ended with exit code 7": (0o700, "#!/bin/sh\n[ $1 = --version ] && echo Valkey server v=9.0.0 || exit 7\n"),
 }
 
@@ -49,7 +50,7 @@ def test_a_program_that_will_not_run_is_passed_over(
     redis = join.join()
     assert redis.name.split()[0] in ("Redis", "Valkey")
     [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert record.getMessage() == f"{wheel} is not used as the embedded Redis: {why}"
+    assert record.getMessage() == f"{wheel} is not used as the embedded Redis: {why.strip()}"
     redis.close()
     runtime.assert_gone()
 

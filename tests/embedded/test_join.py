@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from freeim.embedded import watch
-from freeim.embedded.join import join
-from freeim.errors import RedisUnavailable
+from freeim.embedded.join import EmbeddedRedis, join, join_in_thread
+from freeim.errors import ConfigError, RedisUnavailable
 from tests.cli.command import environment
 from tests.embedded.runtime import Runtime, User, until
 from tests.servers import Wire
+
+Joined = Callable[[], EmbeddedRedis]
+
+
+@pytest.fixture
+def joined(runtime: Runtime) -> Iterator[Joined]:
+    """Join, and leave at the end of the test in any case."""
+    with contextlib.ExitStack() as stack:
+
+        def join_once() -> EmbeddedRedis:
+            redis = join()
+            stack.callback(redis.close)
+            return redis
+
+        yield join_once
+
 
 CROWD = """
 import sys
@@ -100,49 +120,159 @@ def test_who_joins_and_leaves_all_the_time_never_meets_a_server_that_ends(runtim
     runtime.assert_gone()
 
 
-def test_a_server_that_crashes_is_started_again(runtime: Runtime) -> None:
-    redis = join()
-    try:
-        crashed = runtime.server
-        os.kill(crashed, signal.SIGKILL)
-        until(lambda: watch.answers(str(runtime.socket)), "another one answers")
-        again = runtime.server
-        assert again != crashed
-    finally:
-        redis.close()
+def test_a_server_that_crashes_is_started_again(runtime: Runtime, joined: Joined) -> None:
+    redis = joined()
+    crashed = runtime.server
+    os.kill(crashed, signal.SIGKILL)
+    until(lambda: watch.answers(str(runtime.socket)), "another one answers")
+    again = runtime.server
+    assert again != crashed
+    redis.close()
     runtime.assert_gone(again)
 
 
-def test_a_server_whose_watcher_was_killed_gets_another_one_with_the_next_user(runtime: Runtime) -> None:
-    first = join()
+def test_a_server_whose_connections_are_cut_stays(runtime: Runtime, joined: Joined) -> None:
+    redis = joined()
+    server = runtime.server
+    for _ in range(3):
+        runtime.command("CLIENT", "KILL", "TYPE", "normal")
+        time.sleep(watch.RESTART_SECONDS + 0.2)
+        assert runtime.server == server
+    redis.close()
+    runtime.assert_gone(server)
+
+
+def test_a_server_whose_watcher_was_killed_gets_another_one_with_the_next_user(
+    runtime: Runtime, joined: Joined
+) -> None:
+    first = joined()
     server, [watcher] = runtime.server, runtime.watchers
     os.kill(watcher, signal.SIGKILL)
     until(lambda: not runtime.watchers, "the watcher is gone")
-    second = join()
+    second = joined()
     assert runtime.server == server
     assert len(runtime.watchers) == 1
+    os.kill(server, signal.SIGKILL)
+    until(lambda: watch.answers(str(runtime.socket)), "the new watcher starts it again")
+    server = runtime.server
     first.close()
     assert watch.answers(str(runtime.socket))
     second.close()
     runtime.assert_gone(server)
 
 
-def test_a_watcher_that_is_told_to_end_ends_its_server(runtime: Runtime) -> None:
-    redis = join()
+def test_a_last_user_whose_watcher_was_killed_leaves_nothing_behind(runtime: Runtime, joined: Joined) -> None:
+    redis = joined()
+    server, [watcher] = runtime.server, runtime.watchers
+    os.kill(watcher, signal.SIGKILL)
+    until(lambda: not runtime.watchers, "the watcher is gone")
+    redis.close()
+    runtime.assert_gone(server)
+
+
+def test_a_watcher_that_is_told_to_end_ends_its_server(runtime: Runtime, joined: Joined) -> None:
+    redis = joined()
     server, [watcher] = runtime.server, runtime.watchers
     os.kill(watcher, signal.SIGTERM)
     runtime.assert_gone(server)
+    assert not redis.intact
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.005, 0.02, 0.05])
+def test_a_starter_that_is_killed_in_the_middle_is_no_obstacle_for_the_next(
+    runtime: Runtime, joined: Joined, delay: float
+) -> None:
+    with User() as starter:
+        until(lambda: runtime.watchers, "its watcher comes up")
+        time.sleep(delay)
+        starter.kill()
+        began = time.monotonic()
+        redis = joined()
+        assert time.monotonic() - began < watch.START_SECONDS
+    until(lambda: len(runtime.watchers) == 1, "one watcher")
+    assert watch.answers(str(runtime.socket))
     redis.close()
+    runtime.assert_gone()
 
 
-def test_a_server_that_does_not_answer_is_told_in_time(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_files_that_somebody_cleaned_away_end_no_server_under_its_users_for_good(
+    runtime: Runtime, joined: Joined
+) -> None:
+    first = joined()
+    for name in watch.LOCKS:
+        (runtime.folder / name).unlink()
+    assert not first.intact
+    second = joined()  # as a node does that has noticed
+    first.close()
+    until(lambda: len(runtime.watchers) == 1, "the former watcher has gone")
+    until(lambda: watch.answers(str(runtime.socket)), "the server is back")
+    assert second.intact
+    second.close()
+    runtime.assert_gone()
+
+
+def test_a_forked_child_does_not_keep_the_server(runtime: Runtime) -> None:
+    program = (
+        "import os, sys\n"
+        "from freeim.embedded.join import join\n"
+        "redis = join()\n"
+        "if os.fork() == 0:\n    sys.stdin.read(); os._exit(0)\n"
+        "redis.close(); print('closed', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    with subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"closed\n"
+            runtime.assert_gone()
+        finally:
+            process.communicate()
+
+
+def test_nothing_is_kept_on_disk_whatever_a_client_asks_for(runtime: Runtime, joined: Joined) -> None:
+    redis = joined()
+    assert runtime.command("SET", "key", "value") == b"OK"
+    assert runtime.command("SAVE") == b"OK"
+    redis.close()
+    runtime.assert_gone()
+    joined()
+    assert runtime.command("GET", "key") is None
+
+
+def test_a_python_that_is_gone_is_told(runtime: Runtime, joined: Joined, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(ConfigError, match="its watcher cannot be run: /nowhere/python: No such file"):
+        joined()
+    monkeypatch.undo()
+    assert not runtime.folder.exists()
+
+
+async def test_joining_that_takes_long_holds_up_neither_the_loop_nor_the_end(runtime: Runtime) -> None:
+    runtime.folder.mkdir(0o700)
+    with (runtime.folder / watch.START_LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        joining = asyncio.ensure_future(join_in_thread())
+        await asyncio.sleep(0.1)
+        joining.cancel()
+        began = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await joining
+        assert time.monotonic() - began < 1
+    # The thread gets through now, and what it brings is closed.
+    await asyncio.to_thread(runtime.assert_gone)
+
+
+def test_a_server_that_does_not_answer_is_told_in_time(
+    runtime: Runtime, joined: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis = joined()
     monkeypatch.setattr(watch, "START_SECONDS", 0.3)
-    redis = join()
+    [watcher] = runtime.watchers
     server = runtime.server
     os.kill(server, signal.SIGSTOP)
     try:
-        with pytest.raises(RedisUnavailable, match="does not answer"):
-            join()
+        with pytest.raises(RedisUnavailable, match=rf"does not answer; end its watcher \(process {watcher}\)"):
+            joined()
     finally:
         os.kill(server, signal.SIGCONT)
     with Wire(str(runtime.socket)) as wire:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import re
+import shutil
 import signal
 import socket
 
 import pytest
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
-from freeim import AsyncImHelper, ConfigError, Event, ImHelper, Node, Options, RedisUnavailable
+from freeim import AsyncImHelper, ConfigError, Event, FreeImError, ImHelper, Node, Options, RedisUnavailable
+from freeim.embedded import watch
 from tests.cli.command import Server, free_ports, run
 from tests.embedded.runtime import Runtime, until
 
@@ -79,6 +83,36 @@ def test_a_server_that_crashed_is_back_and_filled_again(runtime: Runtime) -> Non
             assert helper.get_chan_client_list("room") == [1]
             helper.send_chan_message(0, "room", "again")
             assert terminal.recv(10) == '"again"'
+
+
+@pytest.mark.parametrize("how", ["watcher and server are ended", "the folder is removed"])
+def test_a_node_whose_redis_was_taken_away_finds_or_starts_another_one(runtime: Runtime, how: str) -> None:
+    with Server("--bind", "127.0.0.1:0") as node, ImHelper() as helper:
+        node.banner()
+        with connect(helper.prev_connect_server(1)) as terminal:
+            if how == "the folder is removed":
+                shutil.rmtree(runtime.folder)
+            else:
+                os.kill(runtime.watchers[0], signal.SIGTERM)
+            node.logged("Redis is back", seconds=30)
+            until(lambda: len(runtime.watchers) == 1, "the former one has gone")
+            until(lambda: said(helper, terminal) == '"again"', "messages arrive again")
+            with Server("--bind", "127.0.0.1:0", "--prefix", "p") as other:
+                other.banner()
+                other.tell(signal.SIGTERM)
+                other.wait()
+            assert said(helper, terminal) == '"again"', "the server is held by this node, too"
+            node.tell(signal.SIGTERM)
+            node.wait()
+    runtime.assert_gone()
+
+
+def said(helper: ImHelper, terminal: ClientConnection) -> str | bytes | None:
+    """Send a message, and return what arrives."""
+    with contextlib.suppress(FreeImError, TimeoutError):
+        helper.send_message(0, 1, "again")
+        return terminal.recv(5)
+    return None
 
 
 def test_workers_share_one_which_outlives_a_worker_that_crashes(runtime: Runtime) -> None:
@@ -151,3 +185,29 @@ def test_where_other_hosts_may_take_part_it_must_be_asked_for(values: dict[str, 
 def test_a_redis_and_the_embedded_one_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="keep one"):
         Options(redis_url="redis://h", embedded=True)
+
+
+def test_a_node_that_waits_for_others_to_start_the_server_stops_when_it_is_told_to(runtime: Runtime) -> None:
+    runtime.folder.mkdir(0o700)
+    with (runtime.folder / watch.START_LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with Server("--bind", "127.0.0.1:0", "--log-level", "debug") as node:
+            node.logged("starting the node")
+            node.tell(signal.SIGTERM)
+            assert node.wait(5) == 0
+    shutil.rmtree(runtime.folder)
+
+
+def test_a_stop_that_is_cancelled_gives_the_server_back_all_the_same(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def program() -> None:
+        node = Node(Options(bind="127.0.0.1:0"))
+        await node.start()
+        monkeypatch.setattr(node._connections, "drain", lambda: asyncio.sleep(60))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(node.stop(), 0.1)
+        await node.stop()
+
+    asyncio.run(program())
+    runtime.assert_gone()

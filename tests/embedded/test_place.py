@@ -93,11 +93,49 @@ def test_a_server_in_another_of_these_folders_is_joined_rather_than_a_second_one
     # As for a service and a login session of one user, of which one alone has a runtime folder of its own.
     first = join()
     both = [Place(f"{runtime.folder}-login"), Place(str(runtime.folder))]
-    for module in ("join", "place"):
-        monkeypatch.setattr(f"freeim.embedded.{module}.places", lambda: both)
+    monkeypatch.setattr("freeim.embedded.place.places", lambda: both)
     second = join()
     assert second.url == first.url == both[1].url
     assert find() == both[1]
     first.close()
     second.close()
     runtime.assert_gone()
+
+
+def test_a_place_that_somebody_else_has_taken_is_passed_over(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = Place(f"{runtime.folder}-taken")
+    can_be_entered(Path(taken.folder))
+    Path(taken.socket).touch()
+    monkeypatch.setattr("freeim.embedded.place.places", lambda: [taken, Place(str(runtime.folder))])
+    assert find() is None
+    redis = join()
+    assert redis.url == f"unix://{runtime.socket}"
+    assert find() == redis.place
+    redis.close()
+    runtime.assert_gone()
+
+
+def test_a_folder_that_goes_away_while_it_is_looked_at_is_none(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Place.check
+
+    def vanish(place: Place) -> None:
+        Path(place.folder).rmdir()
+        monkeypatch.setattr(Place, "check", real)
+        real(place)
+
+    runtime.folder.mkdir(0o700)
+    monkeypatch.setattr(Place, "check", vanish)
+    assert find() is None
+    runtime.folder.mkdir(0o700)
+    redis = join()
+    redis.close()
+    runtime.assert_gone()
+
+
+def test_a_folder_that_cannot_be_used_is_told_with_the_way_out(runtime: Runtime) -> None:
+    runtime.folder.mkdir(0o700)
+    (runtime.folder / "start.lock").mkdir()
+    with pytest.raises(ConfigError, match=rf"cannot be used: Is a directory; .*{FOLDER_VARIABLE}"):
+        join()
