@@ -24,6 +24,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=10_000, help="to each side (default 10000)")
     parser.add_argument("--size", type=int, default=128, help="bytes of a message, at least 64 (default 128)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each side is measured, in turn (default 5)")
+    parser.add_argument("--workers", type=int, default=3, help="nodes of the scenario fifty (default 3)")
+    parser.add_argument("--fifty", type=int, default=50_000, help="connections of that scenario (default 50000)")
     parser.add_argument("--quick", action="store_true", help="500 connections, 2 short rounds: to see that it works")
     parser.add_argument("--redis", metavar="URL", help="a Redis to use; by default the embedded one")
     parser.add_argument("--output", type=Path, default=HERE.parent / "docs" / "benchmarks", help="folder of the report")
@@ -31,6 +33,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = [name for name in options.scenarios if name not in SCENARIOS]
     if unknown:
         parser.error(f"there is no scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
+    if options.fifty > options.workers * PER_PROCESS:
+        parser.error(f"{options.fifty} connections need --workers {-(-options.fifty // PER_PROCESS)}")
     if not 1 <= options.connections <= PER_PROCESS:
         parser.error(f"--connections takes 1 to {PER_PROCESS}: a process may hold 20,000 descriptors")
     return options
@@ -52,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 url,
                 connections=500 if options.quick else options.connections,
                 size=options.size,
+                workers=options.workers,
+                fifty=1500 if options.quick else options.fifty,
                 rounds=2 if options.quick else options.rounds,
                 repeat=0.1 if options.quick else 1.0,
                 progress=lambda line: print(f"{time.strftime('%X')} {line}", file=sys.stderr, flush=True),

@@ -61,7 +61,7 @@ static void take_close(struct connection *c, const char *payload, size_t size) {
 }
 
 /* Take one frame; return its length, 0 where its end is missing, or -1 where nothing behind it can be understood. */
-static ssize_t take_frame(struct connection *c, const char *data, size_t size) {
+static ssize_t take_frame(struct connection *c, const char *data, size_t size, uint64_t now) {
     const unsigned char *head = (const unsigned char *)data;
     if (size < 2) return 0;
     unsigned char opcode = head[0] & 15;
@@ -82,7 +82,7 @@ static ssize_t take_frame(struct connection *c, const char *data, size_t size) {
     }
     if (size < start + length) return 0;
     if (!good) tally.bad_frames++;
-    else if (opcode == 1) verify(&c->streams, c->client, data + start, length, payload_size);
+    else if (opcode == 1) verify(&c->streams, c->client, data + start, length, payload_size, now);
     else if (opcode == 8) take_close(c, data + start, length);
     else if (opcode == 9) {
         tally.pings++;
@@ -147,9 +147,10 @@ static void receive(struct connection *c) {
     }
     size += (size_t)got;
     size_t at = 0;
+    uint64_t now = now_ns();
     ssize_t taken = 1;
     while (at < size && (taken = c->state == CONNECTING ? take_head(c, into + at, size - at)
-                                                        : take_frame(c, into + at, size - at)) > 0)
+                                                        : take_frame(c, into + at, size - at, now)) > 0)
         at += (size_t)taken;
     if (taken < 0) end(c);
     else {

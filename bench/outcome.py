@@ -67,6 +67,7 @@ class Outcome:
         self.expected += expected
         self.received += tally.frames
         self.faults.update({fault: count for fault, count in tally.faults.items() if count})
+        self.faults.update({f"close {code}": count for code, count in tally.closes.items()})
         self.busiest = max(self.busiest, tally.busy)
         return tally
 

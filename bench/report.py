@@ -46,7 +46,7 @@ def describe(settings: Settings) -> dict[str, Any]:
         "versions": versions,
         "method": METHOD.format(rounds=settings.rounds),
         "settings": {"connections": settings.connections, "size": settings.size, "rounds": settings.rounds}
-        | {"repeat": settings.repeat, "workers": settings.workers},
+        | {"repeat": settings.repeat, "workers": settings.workers, "fifty": settings.fifty},
         "programs": {name: Path(program(name)).name for name in ("load", "yardstick")},
     }
 

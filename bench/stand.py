@@ -39,6 +39,7 @@ class Settings:
         rounds: How often each side is measured, in turn.
         repeat: Scales how many messages a round sends; 1 is for figures, less is for a quick look.
         workers: Nodes of the scenario ``fifty``.
+        fifty: Connections of that scenario, over all nodes.
         progress: Told in a line what is being done.
     """
 
@@ -48,6 +49,7 @@ class Settings:
     rounds: int = 5
     repeat: float = 1.0
     workers: int = 3
+    fifty: int = 50_000
     progress: Callable[[str], None] = lambda _: None
 
     def many(self, count: int) -> int:
@@ -101,6 +103,7 @@ class Stand:
         self, settings: Settings, names: Names, node: Node, bare: Yardstick, crowds: tuple[Crowd, Crowd]
     ) -> None:
         self.settings = settings
+        self.names = names
         self.node = node
         self.yardstick = bare
         self.crowd, self.bare_crowd = crowds

@@ -114,9 +114,10 @@ static inline bool all_x(const char *at, size_t size) { /* each byte is as the o
     return size == 0 || (*at == 'x' && memcmp(at, at + 1, size - 1) == 0);
 }
 
-/* Check one message of a connection. size: what each payload shall have, or 0 for any. */
-static inline void verify(struct streams *streams, uint64_t client, const char *payload, size_t length, size_t size) {
-    uint64_t id, sequence, sent, to, now = now_ns();
+/* Check one message of a connection. size: what each payload shall have, or 0 for any; now: when it was read. */
+static inline void verify(struct streams *streams, uint64_t client, const char *payload, size_t length, size_t size,
+                          uint64_t now) {
+    uint64_t id, sequence, sent, to;
     const char *end = payload + length - 1, *at = payload + 1;
     bool good = length > 2 && (size == 0 || length == size) && *payload == '"' && *end == '"' &&
                 (at = read_number(at, end, &id)) != NULL && (at = read_number(at, end, &sequence)) != NULL &&

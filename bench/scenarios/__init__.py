@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bench.outcome import Outcome
-from bench.scenarios import burst, direct, fanout, idle, room, storm
+from bench.scenarios import burst, direct, fanout, fifty, helper, idle, room, storm
 from bench.stand import Settings
 
 SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
@@ -16,4 +16,6 @@ SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
     "direct": direct.run,
     "storm": storm.run,
     "idle": idle.run,
+    "helper": helper.run,
+    "fifty": fifty.run,
 }
