@@ -20,7 +20,7 @@ class Figure:
 
     Attributes:
         name: Its name in the report.
-        better: ``"higher"`` or ``"lower"``.
+        better: ``"higher"``, ``"lower"``, or empty.
         meaning: What it is, in a line; ratios name both sides.
         values: One a round.
         unit: Empty for ratios.

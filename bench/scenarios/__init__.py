@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bench.outcome import Outcome
-from bench.scenarios import burst, direct, fanout, fifty, helper, idle, room, storm
+from bench.scenarios import burst, direct, fanout, fifty, helper, idle, latency, room, storm
 from bench.stand import Settings
 
 SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
@@ -17,5 +17,6 @@ SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
     "storm": storm.run,
     "idle": idle.run,
     "helper": helper.run,
+    "latency": latency.run,
     "fifty": fifty.run,
 }

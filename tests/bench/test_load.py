@@ -129,6 +129,27 @@ def test_a_payload_of_another_form_is_bad(load: Process, payload: bytes) -> None
         assert +tally.faults == {"bad_payloads": 1}
 
 
+def test_a_payload_that_differs_from_a_good_one_in_one_byte_is_bad(server: BadServer) -> None:
+    good = message(7, 1)
+    server.send(good)
+    for at in (5, len(good) - 2, len(good) - 1):
+        tally = server.send(good[:at] + b"y" + good[at + 1 :])
+    assert tally.frames == 1
+    assert +tally.faults == {"bad_payloads": 3}
+
+
+def test_a_burst_to_many_connections_is_read_in_each(load: Process) -> None:
+    with BadServer(load) as server:
+        server.connect(3)
+        load.ask("begin 128")
+        burst = [message(7, number) for number in range(1, 601)]  # more than the generator keeps for comparison
+        server.send(*burst)
+        server.send(*burst[:300], *burst[301:], number=1)
+        tally = server.send(*burst[:300], *burst[299:], number=2)
+        assert tally.frames == 1800
+        assert +tally.faults == {"lost": 1, "duplicates": 1}
+
+
 def test_a_payload_of_another_size_is_bad(server: BadServer) -> None:
     assert +server.send(message(7, 1, 127)).faults == {"bad_payloads": 1}
 
