@@ -3,7 +3,8 @@
    It is steered by lines on stdin and answers each with a line of JSON:
 
    connect HOST PORT PATH IN_FLIGHT COUNT    open connections; COUNT lines "TOKEN CLIENT" follow
-   begin SIZE                                forget all that was counted; payloads have SIZE bytes from now on (0: any)
+   begin SIZE PAUSE                          forget all that was counted; payloads have SIZE bytes from now on (0: any);
+                                             rest for PAUSE µs before each look at what has come
    wait FRAMES SECONDS                       answer once so many messages have come, or the time is over
    tail STREAM SEQUENCE                      how many connections have got all of a stream up to this number
    close CODE SECONDS                        close all connections, and wait for the end of each
@@ -25,12 +26,18 @@ static uint32_t connection_count, connection_room;
 static int poll_fd;
 static uint64_t began, wait_frames, wait_until;
 static double cpu_before;
+static unsigned pause_us;
 
 /* ---- commands */
 
 static void turn(int milliseconds) {
     struct epoll_event events[EVENTS];
     int count = epoll_wait(poll_fd, events, EVENTS, milliseconds);
+    if (count > 0 && count < EVENTS && pause_us) {
+        /* To wake up for every frame would cost as much as to send it: let some come together. */
+        usleep(pause_us);
+        count = epoll_wait(poll_fd, events, EVENTS, 0);
+    }
     for (int i = 0; i < count; i++) {
         if (events[i].data.ptr == NULL) read_commands();
         else receive(events[i].data.ptr);
@@ -161,9 +168,12 @@ static void obey(const char *line) {
     unsigned id, sequence;
     int code;
     double seconds;
-    if (strncmp(line, "connect ", 8) == 0) open_all(line);
-    else if (sscanf(line, "begin %llu", &number) == 1) {
+    if (strncmp(line, "connect ", 8) == 0) {
+        pause_us = 0;
+        open_all(line);
+    } else if (sscanf(line, "begin %llu %u", &number, &id) == 2) {
         payload_size = number;
+        pause_us = id;
         forget();
         reply("{}");
     } else if (sscanf(line, "wait %llu %lf", &number, &seconds) == 2) {

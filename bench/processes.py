@@ -18,6 +18,7 @@ PER_PROCESS: Final = 18_000
 """Connections of one process of a crowd: 20,000 descriptors are a common limit."""
 IN_FLIGHT: Final = 256
 WAIT_SECONDS: Final = 60.0
+PAUSE_SECONDS: Final = 0.0005
 
 
 class BenchError(Exception):
@@ -159,9 +160,14 @@ class Crowd:
         first = number * self._per_process + 1
         return range(first, min(first + self._per_process, self.clients + 1))
 
-    def begin(self, size: int) -> None:
-        """Forget what was counted; payloads have `size` bytes from now on."""
-        self._ask_all(f"begin {size}")
+    def begin(self, size: int, pause: float = PAUSE_SECONDS) -> None:
+        """Forget what was counted; payloads have `size` bytes from now on.
+
+        Args:
+            size: Bytes of a payload; 0 for any.
+            pause: How long to rest before each look at what has come, in seconds; 0 where it is latency that counts.
+        """
+        self._ask_all(f"begin {size} {round(pause * 1e6)}")
 
     def wait(
         self, receivers: Iterable[int] | None = None, frames_each: int = 1, seconds: float = WAIT_SECONDS

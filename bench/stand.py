@@ -15,7 +15,7 @@ import redis
 
 from bench import tokens
 from bench.outcome import Outcome
-from bench.processes import Crowd, Node, Process, Yardstick
+from bench.processes import PAUSE_SECONDS, Crowd, Node, Process, Yardstick
 from bench.publisher import Publisher
 from bench.tally import Tally
 from freeim import ImHelper
@@ -38,6 +38,7 @@ class Settings:
         size: Bytes of a message.
         rounds: How often each side is measured, in turn.
         repeat: Scales how many messages a round sends; 1 is for figures, less is for a quick look.
+        pause: How long the load generator rests between two looks; see `Crowd.begin`.
         workers: Nodes of the scenario ``fifty``.
         fifty: Connections of that scenario, over all nodes.
         progress: Told in a line what is being done.
@@ -48,6 +49,7 @@ class Settings:
     size: int = 128
     rounds: int = 5
     repeat: float = 1.0
+    pause: float = PAUSE_SECONDS
     workers: int = 3
     fifty: int = 50_000
     progress: Callable[[str], None] = lambda _: None
@@ -148,7 +150,7 @@ class Stand:
         frames_each: int,
     ) -> tuple[float, Tally]:
         wanted = None if receivers is None else list(receivers)
-        crowd.begin(self.settings.size)
+        crowd.begin(self.settings.size, self.settings.pause)
         cpu = server.cpu()
         send()
         crowd.wait(wanted, frames_each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ def run(settings: Settings) -> Outcome:
     """Measure times from publishing to arrival at several rates, in turn with the yardstick at the same."""
     seconds = SECONDS * settings.repeat
     outcome = Outcome("latency", f"{seconds:g} s at each rate among {settings.connections} connections")
-    with stand(settings, {}, outcome) as here:
+    with stand(dataclasses.replace(settings, pause=0.0), {}, outcome) as here:
         for rate in RATES:
             node, bare = [], []
             for number in range(settings.rounds):

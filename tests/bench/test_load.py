@@ -24,7 +24,7 @@ def load() -> Iterator[Process]:
 def server(load: Process) -> Iterator[BadServer]:
     with BadServer(load) as server:
         assert server.connect().living == 1
-        load.ask("begin 128")
+        load.ask("begin 128 0")
         yield server
 
 
@@ -73,7 +73,7 @@ def test_a_late_message_that_comes_twice_is_reordered_once_and_doubled_once(serv
 def test_streams_and_connections_do_not_mix(load: Process) -> None:
     with BadServer(load) as server:
         server.connect(2)
-        load.ask("begin 128")
+        load.ask("begin 128 0")
         server.send(message(7, 1), message(8, 1))
         tally = server.send(message(7, 1), number=1)
         assert tally.frames == 3
@@ -92,7 +92,7 @@ def test_what_is_meant_for_another_client_is_misdelivered(server: BadServer) -> 
 def test_messages_of_every_size_are_read_however_they_are_cut(load: Process, size: int) -> None:
     with BadServer(load) as server:
         server.connect()
-        load.ask(f"begin {size}")
+        load.ask(f"begin {size} 0")
         whole = message(7, 1, size)
         for at in (1, 2, 3, 5, 11, len(whole) - 1):
             server.sockets[0].sendall(whole[:at])
@@ -101,7 +101,7 @@ def test_messages_of_every_size_are_read_however_they_are_cut(load: Process, siz
             tally = server.send(message(7, 2, size))
             assert tally.frames == 2
             assert not +tally.faults
-            load.ask(f"begin {size}")
+            load.ask(f"begin {size} 0")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_messages_of_every_size_are_read_however_they_are_cut(load: Process, siz
 def test_a_payload_of_another_form_is_bad(load: Process, payload: bytes) -> None:
     with BadServer(load) as server:
         server.connect()
-        load.ask("begin 0")
+        load.ask("begin 0 0")
         tally = server.send(frame(payload), message(7, 1))
         assert tally.frames == 1
         assert +tally.faults == {"bad_payloads": 1}
@@ -141,7 +141,7 @@ def test_a_payload_that_differs_from_a_good_one_in_one_byte_is_bad(server: BadSe
 def test_a_burst_to_many_connections_is_read_in_each(load: Process) -> None:
     with BadServer(load) as server:
         server.connect(3)
-        load.ask("begin 128")
+        load.ask("begin 128 0")
         burst = [message(7, number) for number in range(1, 601)]  # more than the generator keeps for comparison
         server.send(*burst)
         server.send(*burst[:300], *burst[301:], number=1)
