@@ -31,7 +31,7 @@ docs: .venv/ready  ## Write the pages that are made from the code
 fuzz: .venv/ready  ## Repeat the property tests from other seeds, for five minutes (ARGS=seconds)
 	@$(NOX) fuzz $(MORE)
 
-bench: .venv/ready  ## Measure a node against a bare send loop
+bench: .venv/ready  ## Measure nodes and the helper against a bare send loop (ARGS="--quick", ARGS="fanout storm")
 	@$(NOX) bench $(MORE)
 
 build: .venv/ready  ## Build the sdist, a wheel and the pure wheel into dist/

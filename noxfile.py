@@ -78,6 +78,11 @@ PROGRAMS = (
         on_path("chromium", "chromium-browser", "google-chrome", CHROME),
     ),
     ("proxy", "nginx (Debian: apt install nginx-light)", on_path("nginx")),
+    (
+        "bench",
+        "Linux, whose epoll the benchmarks' C programs are made for",
+        "epoll" if sys.platform == "linux" else None,
+    ),
 )
 
 pythons = {version: path for version in WANTED_PYTHONS if (path := find_python(version))}

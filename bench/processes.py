@@ -1,0 +1,216 @@
+"""The processes of a run: nodes, the yardstick, and crowds of connections; what each spends of CPU and memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+from bench.build import program
+from bench.tally import Tally, merge
+
+PER_PROCESS: Final = 18_000
+"""Connections of one process of a crowd: 20,000 descriptors are a common limit."""
+IN_FLIGHT: Final = 256
+WAIT_SECONDS: Final = 60.0
+PAUSE_SECONDS: Final = 0.0005
+
+
+class BenchError(Exception):
+    """A run cannot go on; the sentence is for whoever started it."""
+
+
+class Process:
+    """A child process; the end of the with block ends it."""
+
+    def __init__(self, command: Sequence[str], env: dict[str, str] | None = None) -> None:
+        self.name = os.path.basename(command[0])
+        self.popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def say(self, *lines: str) -> None:
+        """Write lines to its stdin."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.write("\n".join(lines) + "\n")
+        self.popen.stdin.flush()
+
+    def hear(self) -> str:
+        """Wait for the next line of its stdout."""
+        assert self.popen.stdout is not None
+        line = self.popen.stdout.readline()
+        if not line:
+            raise BenchError(f"{self.name} ended with exit code {self.popen.wait()}; stderr has its reason")
+        return line
+
+    def ask(self, *lines: str) -> Any:
+        """Say lines, and return the JSON of the answer."""
+        self.say(*lines)
+        return json.loads(self.hear())
+
+    def cpu(self) -> float:
+        """Return its CPU time so far in seconds, to the nanosecond: user and system, all threads."""
+        return time.clock_gettime(~self.pid << 3 | 2)  # what clock_getcpuclockid(3) returns on Linux
+
+    def cpu_split(self) -> tuple[float, float]:
+        """Return its user and its system time so far, in ticks of the kernel (10 ms as a rule)."""
+        with open(f"/proc/{self.pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+        tick = os.sysconf("SC_CLK_TCK")
+        return int(fields[11]) / tick, int(fields[12]) / tick
+
+    def memory(self) -> int:
+        """Return the bytes of memory that are in RAM for this process alone (no libraries that others map, too)."""
+        with open(f"/proc/{self.pid}/smaps_rollup") as file:
+            return (
+                sum(int(line.split()[1]) for line in file if line.startswith(("Private_Clean", "Private_Dirty"))) << 10
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.popen.terminate()
+        try:
+            self.popen.wait(20)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+class Node(Process):
+    """One ``freeim-server``.
+
+    Args:
+        url: Redis.
+        prefix: What its names in Redis begin with.
+        bind: Its address, which is its name, too; port 0 for any.
+        options: More options.
+    """
+
+    def __init__(self, url: str, prefix: str, bind: str = "127.0.0.1:0", options: Iterable[str] = ()) -> None:
+        command = [sys.executable, "-m", "freeim.cli", "--bind", bind, "--redis-url", url, "--prefix", prefix, *options]
+        super().__init__(command, {**os.environ, "FREEIM_LOG_LEVEL": "warning"})
+        self.name = "freeim-server"
+        self.node = self.hear().split()[-1]  # the banner ends with the name
+        self.port = int(self.node.rsplit(":", 1)[1])
+
+
+class Yardstick(Process):
+    """The bare send loop of yardstick.c."""
+
+    def __init__(self) -> None:
+        super().__init__([program("yardstick")])
+        self.port = int(json.loads(self.hear())["port"])
+
+
+class Crowd:
+    """Connections, held by as many processes of load.c as they need.
+
+    Args:
+        clients: How many; their ids are 1 to this number.
+        per_process: How many of them one process holds.
+    """
+
+    def __init__(self, clients: int, per_process: int = PER_PROCESS) -> None:
+        self.clients = clients
+        self._per_process = per_process
+        self.processes = [Process([program("load")]) for _ in range(0, clients, per_process)]
+
+    def connect(self, ports: Sequence[int], tokens: Sequence[str], in_flight: int = IN_FLIGHT) -> Tally:
+        """Connect all, and return how it went; the histogram is of the times to the 101.
+
+        Args:
+            ports: Those of the nodes, in the order of their list: client N belongs to node N modulo their number.
+            tokens: One for each client.
+            in_flight: How many handshakes each process has under way at the same time.
+        """
+        states = []
+        for residue, port in enumerate(ports):
+            # One node after another within a process, all processes at the same time.
+            for number, process in enumerate(self.processes):
+                mine = [client for client in self._clients_of(number) if client % len(ports) == residue]
+                process.say(
+                    f"connect 127.0.0.1 {port} /ws {in_flight} {len(mine)}",
+                    *(f"{tokens[client - 1]} {client}" for client in mine),
+                )
+            states.append(merge(json.loads(process.hear()) for process in self.processes))
+        total = states[0]
+        for state in states[1:]:
+            total.refused += state.refused
+            total.faults += state.faults
+            total.histogram += state.histogram
+            total.seconds += state.seconds
+            total.busy = max(total.busy, state.busy)
+            total.slowest = max(total.slowest, state.slowest)
+            total.living = state.living
+        return total
+
+    def _clients_of(self, number: int) -> range:
+        first = number * self._per_process + 1
+        return range(first, min(first + self._per_process, self.clients + 1))
+
+    def begin(self, size: int, pause: float = PAUSE_SECONDS) -> None:
+        """Forget what was counted; payloads have `size` bytes from now on.
+
+        Args:
+            size: Bytes of a payload; 0 for any.
+            pause: How long to rest before each look at what has come, in seconds; 0 where it is latency that counts.
+        """
+        self._ask_all(f"begin {size} {round(pause * 1e6)}")
+
+    def wait(
+        self, receivers: Iterable[int] | None = None, frames_each: int = 1, seconds: float = WAIT_SECONDS
+    ) -> Tally:
+        """Wait until these clients have received so many messages since `begin`; return the counts in any case.
+
+        Args:
+            receivers: Client ids, repeated for those who get more than one; None is everybody.
+            frames_each: Messages for each of them.
+            seconds: How long to wait at most.
+        """
+        wanted = [0] * len(self.processes)
+        if receivers is None:
+            wanted = [len(self._clients_of(number)) for number in range(len(self.processes))]
+        else:
+            for client in receivers:
+                wanted[(client - 1) // self._per_process] += 1
+        for process, frames in zip(self.processes, wanted, strict=True):
+            process.say(f"wait {frames * frames_each} {seconds}")
+        return merge([json.loads(process.hear()) for process in self.processes])
+
+    def watch(self, seconds: float) -> Tally:
+        """Go on counting for a time, so that what is too much shows as well."""
+        for process in self.processes:
+            process.say(f"wait {1 << 62} {seconds}")
+        return merge([json.loads(process.hear()) for process in self.processes])
+
+    def complete(self, stream: int, last: int) -> int:
+        """Return how many connections have received a stream up to this sequence number."""
+        return sum(answer["complete"] for answer in self._ask_all(f"tail {stream} {last}"))
+
+    def close(self, code: int = 1000, seconds: float = 20.0) -> Tally:
+        """Close all connections and wait until the other side has, too."""
+        return merge(self._ask_all(f"close {code} {seconds}"))
+
+    def _ask_all(self, line: str) -> list[Any]:
+        for process in self.processes:
+            process.say(line)
+        return [json.loads(process.hear()) for process in self.processes]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        for process in self.processes:
+            process.__exit__(kind, exc, tb)

@@ -1,0 +1,22 @@
+"""The scenarios, a module each: ``run(settings)`` measures and returns an `Outcome`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from bench.outcome import Outcome
+from bench.scenarios import burst, direct, fanout, fifty, helper, idle, latency, room, storm
+from bench.stand import Settings
+
+SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
+    "fanout": fanout.run,
+    "burst": burst.run,
+    "room": room.run,
+    "direct": direct.run,
+    "storm": storm.run,
+    "idle": idle.run,
+    "helper": helper.run,
+    "latency": latency.run,
+    "fifty": fifty.run,
+}

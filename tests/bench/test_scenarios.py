@@ -1,0 +1,52 @@
+"""Every scenario in a small size: nothing is lost, and the report has the figures. Speed is not looked at."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from bench import report
+from bench.outcome import Figure, Outcome
+from bench.scenarios import SCENARIOS
+from bench.stand import Settings
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_scenario_loses_nothing_and_has_its_figures(name: str, bench_url: str) -> None:
+    rounds = 1 if name == "idle" else 2  # it waits for pings
+    settings = Settings(bench_url, connections=200, fifty=300, rounds=rounds, repeat=0.1)
+    outcome = SCENARIOS[name](settings)
+    assert not outcome.faults
+    assert outcome.received == outcome.expected > 0
+    assert outcome.complete
+    assert outcome.figures
+    where = report.describe(settings)
+    found = json.loads(report.as_json(where, [outcome]))["outcomes"][0]["figures"]
+    for figure in outcome.figures:
+        assert len(figure.values) in (rounds, 1)  # memory, say, is measured once
+        assert all(math.isfinite(value) for value in figure.values)
+        assert found[figure.name]["median"] == figure.median
+    outcome.busiest = 0.5
+    page = report.as_markdown(where, [outcome])
+    assert all(f"`{figure.name}`" in page for figure in outcome.figures)
+
+
+def test_a_scenario_that_lost_a_message_has_no_figures() -> None:
+    outcome = Outcome("x", "1 message", [Figure("x_ratio", "higher", "", [1.0])], expected=2, received=1)
+    assert not outcome.complete
+    assert outcome.objection == "1 of 2 arrived (no other fault)"
+
+
+def test_a_scenario_with_a_busy_generator_has_no_figures() -> None:
+    outcome = Outcome("x", "1 message", [Figure("x_ratio", "higher", "", [1.0])], busiest=0.86)
+    assert outcome.complete
+    assert outcome.objection is not None
+    assert "bottleneck" in outcome.objection
+
+
+def test_the_median_and_the_spread_are_those_of_the_rounds() -> None:
+    figure = Figure("x", "lower", "", [3.0, 1.0, 2.0, 9.0, 2.5])
+    assert figure.median == 2.5
+    assert figure.spread == (1.0, 9.0)
