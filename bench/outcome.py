@@ -51,7 +51,7 @@ class Outcome:
         expected: Messages and handshakes that the generator was to see.
         received: Those that it saw.
         faults: What must not happen and did.
-        busiest: CPU of the busiest process of the generator, as a share of a core.
+        busiest: CPU of the busiest process of the generator, as a share of a core, while the server had time left.
     """
 
     scenario: str
@@ -62,13 +62,21 @@ class Outcome:
     faults: Counter[str] = field(default_factory=Counter)
     busiest: float = 0.0
 
-    def check(self, tally: Tally, expected: int) -> Tally:
-        """Take over what a step of a measured round was to deliver, and what it delivered."""
+    def check(self, tally: Tally, expected: int, server_cpu: float = 0.0) -> Tally:
+        """Take over what a step of a measured round was to deliver, and what it delivered.
+
+        Args:
+            tally: What was delivered.
+            expected: How many messages were to be.
+            server_cpu: CPU seconds of the server meanwhile. One that was never idle did not wait for the generator,
+                however busy that was.
+        """
         self.expected += expected
         self.received += tally.frames
         self.faults.update({fault: count for fault, count in tally.faults.items() if count})
         self.faults.update({f"close {code}": count for code, count in tally.closes.items()})
-        self.busiest = max(self.busiest, tally.busy)
+        if server_cpu < TOO_BUSY * tally.seconds:
+            self.busiest = max(self.busiest, tally.busy)
         return tally
 
     def check_opened(self, tally: Tally, expected: int) -> Tally:

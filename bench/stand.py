@@ -155,8 +155,9 @@ class Stand:
         send()
         crowd.wait(wanted, frames_each)
         tally = crowd.watch(SETTLE_SECONDS)
-        outcome.check(tally, (crowd.clients if wanted is None else len(wanted)) * frames_each)
-        return server.cpu() - cpu, tally
+        cpu = server.cpu() - cpu
+        outcome.check(tally, (crowd.clients if wanted is None else len(wanted)) * frames_each, cpu)
+        return cpu, tally
 
 
 @contextlib.contextmanager

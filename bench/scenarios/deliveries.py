@@ -25,6 +25,10 @@ def measure(scenario: str, settings: Settings, members: int, messages: int, mean
     bare_messages = max(1, messages // 5) if together else messages
     node, bare, seconds = [], [], []
     with stand(settings, {"channel": members}, outcome) as here:
+        # The kernel grows the buffers of a connection with its first messages; that belongs to neither side.
+        settings.progress(f"{scenario}: warming up")
+        _node_round(here, outcome, members, messages, together)
+        _bare_round(here, outcome, members, bare_messages, together)
         user, system = here.node.cpu_split()
         for number in range(settings.rounds):
             settings.progress(f"{scenario}: round {number + 1} of {settings.rounds}")

@@ -11,6 +11,7 @@ from bench import report
 from bench.outcome import Figure, Outcome
 from bench.scenarios import SCENARIOS
 from bench.stand import Settings
+from bench.tally import Tally
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -44,6 +45,13 @@ def test_a_scenario_with_a_busy_generator_has_no_figures() -> None:
     assert outcome.complete
     assert outcome.objection is not None
     assert "bottleneck" in outcome.objection
+
+
+@pytest.mark.parametrize(("server_cpu", "quoted"), [(1.9, True), (1.0, False)])
+def test_a_busy_generator_is_no_objection_where_the_server_never_waited_for_it(server_cpu: float, quoted: bool) -> None:
+    outcome = Outcome("x", "1 message")
+    outcome.check(Tally(frames=1, busy=0.95, seconds=2.0), 1, server_cpu)
+    assert (outcome.objection is None) == quoted
 
 
 def test_the_median_and_the_spread_are_those_of_the_rounds() -> None:
