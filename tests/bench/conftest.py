@@ -16,6 +16,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.bench)
+            item.add_marker(pytest.mark.slow)  # they measure the same on each Python, and with the newest redis-py
 
 
 @pytest.fixture(scope="session")
