@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def listen(host: str, port: int, option: str) -> socket.socket:
-    """Return a listening socket.
+    """Return a listening socket; [::] is every address of IPv4 too, as it is for a node.
 
     Args:
         host: Address to bind, IPv6 without brackets.
@@ -66,7 +66,9 @@ def listen(host: str, port: int, option: str) -> socket.socket:
         ConfigError: The address cannot be bound.
     """
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        both = family == socket.AF_INET6 and is_wildcard(host) and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
     except OSError as error:
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         raise ConfigError(f"cannot listen on {join_bind(host, port)}: {reason}; choose another {option}") from error

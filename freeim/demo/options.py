@@ -73,7 +73,7 @@ def node_options(bind: tuple[str, int], url: str | None, shown: str, environ: Ma
     try:
         return Options(
             bind=join_bind(*bind),
-            node=None if url is None else f"{shown}:{{port}}",
+            node=None if url is None else join_bind(shown, 0).removesuffix("0") + "{port}",
             public_url=url,
             redis_url=redis_url,
             embedded=redis_url is None,  # the app and the node are both here

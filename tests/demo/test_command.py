@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from freeim.demo import __main__ as command
+from freeim.demo.options import node_options
 from tests.cli.command import is_running, run_program, wait_until_gone
 from tests.demo.demo import Demo, Visitor, program
 from tests.embedded.runtime import Runtime
@@ -193,8 +194,11 @@ def test_wrong_options_are_refused_with_exit_code_2(args: tuple[str, ...], sente
     assert sentence in done.stderr.splitlines()[-1]
 
 
-def test_on_every_address_of_the_machine_the_browsers_get_one_that_others_reach(redis_server: RedisServer) -> None:
-    options = ("--bind", "0.0.0.0:0", "--node-bind", f"0.0.0.0:{free_port()}")
+@pytest.mark.parametrize("every", ["0.0.0.0", "[::]"])
+def test_on_every_address_of_the_machine_the_browsers_get_one_that_others_reach(
+    redis_server: RedisServer, every: str
+) -> None:
+    options = ("--bind", f"{every}:0", "--node-bind", f"{every}:{free_port()}")
     with Demo(*options, program=program(redis_server.url)) as demo:
         host = command.own_address()
         assert demo.page().startswith(f"http://{host}:")
@@ -202,6 +206,12 @@ def test_on_every_address_of_the_machine_the_browsers_get_one_that_others_reach(
             assert ana.url.startswith(f"ws://{host}:")
             ana.hear("online", id=ana.id)
         assert httpx.get(demo.page(), trust_env=False).status_code == 200
+
+
+def test_the_name_of_a_node_with_a_url_has_its_ipv6_address_in_brackets() -> None:
+    options = node_options(("::1", 6001), "wss://im.example.com", "::1", {})
+    assert (options.node, options.public_url) == ("[::1]:6001", "wss://im.example.com")
+    assert node_options(("::1", 0), "wss://im.example.com", "::1", {}).node == "[::1]:{port}"
 
 
 def test_a_node_that_runs_already_stays(redis_server: RedisServer) -> None:
