@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import importlib.util
 import os
@@ -11,13 +10,15 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from freeim.config_checks import is_wildcard, join_bind, split_bind
-from freeim.demo.secret import VARIABLE, find_secret
+from freeim.cli import check_platform
+from freeim.config import Options
+from freeim.config_checks import is_wildcard, join_bind
+from freeim.demo.options import NODE_PORT, build_parser, fail, node_options
+from freeim.demo.secret import find_secret
+from freeim.errors import ConfigError
 from freeim.exits import Exit
 
-PROGRAM: Final = "python -m freeim.demo"
 NEEDED: Final = ("starlette", "uvicorn", "itsdangerous")
-LARGEST_UPLOAD: Final = 10 * 1024 * 1024
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,72 +27,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The command line without the program's name; that of the process when it is left out.
     """
-    options = build_parser().parse_args(argv)
+    given = build_parser().parse_args(argv)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        return _fail(f'{" and ".join(missing)} is missing here: pip install "freeim[demo]"')
+        return fail(f'{" and ".join(missing)} is missing here: pip install "freeim[demo]"', Exit.CONFIG)
     try:
-        secret = find_secret(options.secret, os.environ)
+        secret = find_secret(given.secret, os.environ)
     except (ValueError, OSError) as error:
-        return _fail(f"no secret to sign cookies with: {error}")
-    host, port = options.bind
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-        return _fail(f"cannot listen on {join_bind(host, port)}: {reason}; choose another --bind")
+        return fail(f"no secret to sign cookies with: {error}", Exit.CONFIG)
+    host, port = given.bind
     # Others can come only if they can reach the node as well, by an address that means something to them.
     shown = own_address() if is_wildcard(host) else host
-    node: list[str] | None = None
-    if not options.no_node:
-        bind = options.node_bind or join_bind(host, 6001)
-        node = ["--bind", bind]
-        url = options.node_url
-        if url is None and is_wildcard(split_bind(bind)[0]):
-            url = f"ws://{join_bind(shown, split_bind(bind)[1])}"
-        if url is not None:
-            node += ["--node", f"{shown}:{{port}}", "--public-url", url]
-        if not os.environ.get("FREEIM_REDIS_URL"):
-            node.append("--embedded")  # the app and the node are both here
-    from freeim.demo.launch import run
+    node: Options | None = None
+    try:
+        if not given.no_node:
+            check_platform()
+            node = node_options(given.node_bind or (host, NODE_PORT), given.node_url, shown, os.environ)
+        with listen(host, port, "--bind") as listener:
+            if node is not None:  # the node's own sentence would name an option that the demo does not have
+                listen(*node.address, "--node-bind").close()
+            from freeim.demo.launch import run
 
-    with listener:
-        page = f"http://{join_bind(shown, listener.getsockname()[1])}"
-        return asyncio.run(run(listener, page, secret, options.max_upload, node))
+            page = f"http://{join_bind(shown, listener.getsockname()[1])}"
+            return asyncio.run(run(listener, page, secret, given.max_upload, node))
+    except ConfigError as error:
+        return fail(str(error), Exit.CONFIG)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="A chat in the browser, on a FreeIM node of its own.")
-    parser.add_argument(
-        *("--bind", "-b"),
-        type=_bind,
-        default=("127.0.0.1", 8000),
-        metavar="HOST:PORT",
-        help="where the app listens (127.0.0.1:8000); 0.0.0.0:8000 lets your phone in, and everybody else around",
-    )
-    parser.add_argument(
-        "--node-bind",
-        type=lambda text: join_bind(*_bind(text)),
-        metavar="HOST:PORT",
-        help="where the node listens (port 6001, on the app's host)",
-    )
-    parser.add_argument("--node-url", metavar="URL", help="what browsers connect to, as freeim-server's --public-url")
-    parser.add_argument("--no-node", action="store_true", help="start no node: one runs already")
-    parser.add_argument(
-        "--max-upload",
-        type=_bytes,
-        default=LARGEST_UPLOAD,
-        metavar="BYTES",
-        help=f"the largest file that is taken ({LARGEST_UPLOAD}); ten of them are kept, until the app ends",
-    )
-    parser.add_argument(
-        "--secret",
-        metavar="TEXT",
-        help=f"what signs the cookies; better in {VARIABLE}, where other users of this machine cannot see it; left "
-        "out, it is in a file that is made at the first start",
-    )
-    return parser
+def listen(host: str, port: int, option: str) -> socket.socket:
+    """Return a listening socket; [::] is every address of IPv4 too, as it is for a node.
+
+    Args:
+        host: Address to bind, IPv6 without brackets.
+        port: Port, 0 for any free one.
+        option: The option that says so.
+
+    Raises:
+        ConfigError: The address cannot be bound.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        both = family == socket.AF_INET6 and is_wildcard(host) and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise ConfigError(f"cannot listen on {join_bind(host, port)}: {reason}; choose another {option}") from error
 
 
 def own_address() -> str:
@@ -102,24 +82,6 @@ def own_address() -> str:
         except OSError:
             return "127.0.0.1"
         return str(probe.getsockname()[0])
-
-
-def _bind(text: str) -> tuple[str, int]:
-    try:
-        return split_bind(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _bytes(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 2**30:
-        raise argparse.ArgumentTypeError(f"must be a number of bytes, from 1 to {2**30}, not {text!r}")
-    return int(text)
-
-
-def _fail(sentence: str) -> int:
-    print(f"{PROGRAM}: {sentence}", file=sys.stderr)
-    return Exit.CONFIG
 
 
 if __name__ == "__main__":

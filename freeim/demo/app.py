@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from freeim import AsyncImHelper, FreeImError
-from freeim.demo import files, messages, people, rooms
+from freeim.demo import checks, files, messages, people, rooms
 from freeim.demo.web import HANDLERS, Headers, logger
 
 COOKIE: Final = "freeim-demo"
@@ -53,7 +53,7 @@ ROUTES: Final = [
 ]
 
 
-def create_app(secret: str, max_upload: int = files.LARGEST_UPLOAD) -> Starlette:
+def create_app(secret: str, max_upload: int = checks.LARGEST_UPLOAD) -> Starlette:
     """Make the app.
 
     Args:

@@ -10,6 +10,8 @@ NAME_LENGTH: Final = 24
 ROOM_LENGTH: Final = 32
 TEXT_LENGTH: Final = 2000
 FILE_NAME_LENGTH: Final = 200
+LARGEST_UPLOAD: Final = 10 * 1024 * 1024
+"""The largest file that is taken where the command line says nothing else, in bytes."""
 LARGEST_ID: Final = 2**53 - 1
 """The largest client id that a number of JavaScript holds exactly."""
 

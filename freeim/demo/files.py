@@ -19,7 +19,6 @@ from freeim.demo.checks import Refused
 from freeim.demo.messages import receiver
 from freeim.demo.web import done, logger, message, person
 
-LARGEST_UPLOAD: Final = 10 * 1024 * 1024
 KEPT_UPLOADS: Final = 10
 """How many files of the largest size are kept before the oldest goes."""
 
@@ -62,7 +61,7 @@ class Files:
         largest: The largest file that is taken, in bytes.
     """
 
-    def __init__(self, folder: Path, largest: int = LARGEST_UPLOAD) -> None:
+    def __init__(self, folder: Path, largest: int = checks.LARGEST_UPLOAD) -> None:
         self.largest = largest
         self._folder = folder
         self._stored: dict[str, Stored] = {}  # the oldest first

@@ -13,9 +13,12 @@ from typing import Final, Literal
 
 import uvicorn
 
+from freeim.config import Options
 from freeim.demo.app import create_app
+from freeim.demo.options import fail
 from freeim.demo.secret import VARIABLE
 from freeim.exits import Exit
+from freeim.worker import pack, unpack_banner
 
 STOP_SECONDS: Final = 20.0
 """How long the node may take to stop."""
@@ -44,7 +47,7 @@ class AppServer(uvicorn.Server):
             print(self._announcement, flush=True)
 
 
-async def run(listener: socket.socket, page: str, secret: str, max_upload: int, node: list[str] | None) -> int:
+async def run(listener: socket.socket, page: str, secret: str, max_upload: int, node: Options | None) -> int:
     """Run the demo and return its exit code.
 
     Args:
@@ -52,7 +55,7 @@ async def run(listener: socket.socket, page: str, secret: str, max_upload: int, 
         page: What to open in a browser.
         secret: What the cookies are signed with.
         max_upload: The largest file that is taken, in bytes.
-        node: The command line of freeim-server, or None where a node runs already.
+        node: The options of the node, or None where one runs already.
     """
     told = _watch_signals()
     stop = asyncio.create_task(told.wait())
@@ -76,32 +79,36 @@ async def run(listener: socket.socket, page: str, secret: str, max_upload: int, 
         await serving
         if child is not None and child.returncode is not None and not stop.done():
             return await _ended(child)
-        return Exit.STOPPED if app.started else _fail("the app did not start; its log is above")
+        return Exit.STOPPED if app.started else fail("the app did not start; its log is above", Exit.DEFECT)
     finally:
         if child is not None:
             await _stop(child)
 
 
-async def _start_node(arguments: list[str]) -> asyncio.subprocess.Process:
-    # -P: freeim, and not a folder of that name where we happen to be. A session of its own: a Ctrl-C of the terminal is
-    # for us, and the node ends after the app.
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "freeim.cli", *arguments),
-        stdin=asyncio.subprocess.DEVNULL,
+async def _start_node(options: Options) -> asyncio.subprocess.Process:
+    # A worker stops by itself when its standard input ends, so it never outlives us, however we end. -P: freeim, and
+    # not a folder of that name where we happen to be. A session of its own: a Ctrl-C of the terminal is for us, and the
+    # node ends after the app.
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "freeim.worker"),
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env={name: value for name, value in os.environ.items() if name != VARIABLE},  # none of its business, or options
+        env={name: value for name, value in os.environ.items() if name != VARIABLE},  # none of its business
         start_new_session=True,
     )
+    assert child.stdin is not None
+    child.stdin.write(pack(options))
+    return child
 
 
 async def _until_it_serves(child: asyncio.subprocess.Process, stop: asyncio.Task[Literal[True]]) -> bool:
     """Wait for the node's banner: only then has it a Redis, and has told Redis where it is."""
     assert child.stdout is not None
-    banner = asyncio.create_task(child.stdout.read(65536))  # written at once
+    banner = asyncio.create_task(child.stdout.readline())
     await asyncio.wait([banner, stop], return_when=asyncio.FIRST_COMPLETED)
     if not banner.done() or not banner.result():
         return False
-    print(banner.result().decode().rstrip(), flush=True)
+    print(unpack_banner(banner.result()), flush=True)
     return True
 
 
@@ -119,19 +126,21 @@ async def _stop(child: asyncio.subprocess.Process) -> None:
 async def _ended(child: asyncio.subprocess.Process) -> int:
     code = await child.wait()
     how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
-    _fail(f"the node (freeim-server) ended {how}; its log is above")
-    return code if code > 0 else Exit.DEFECT
-
-
-def _fail(sentence: str) -> int:
-    print(f"python -m freeim.demo: {sentence}", file=sys.stderr, flush=True)
-    return Exit.DEFECT
+    return fail(f"the node ended {how}; its log is above", code if code > 0 else Exit.DEFECT)
 
 
 def _watch_signals() -> asyncio.Event:
-    """Return an event that is set by Ctrl-C, SIGTERM, and the end of the terminal."""
+    """Return an event that is set by Ctrl-C, SIGTERM, and the end of the terminal. A second Ctrl-C ends at once."""
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+
+    def interrupt() -> None:
+        if told.is_set():
+            os._exit(Exit.INTERRUPTED)  # the node sees it, and stops
+        told.set()
+        print("Stopping; Ctrl-C once more to stop at once.", file=sys.stderr, flush=True)
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, told.set)
     return told

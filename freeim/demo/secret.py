@@ -22,7 +22,7 @@ def find_secret(given: str | None, environ: Mapping[str, str]) -> str:
         environ: The environment.
 
     Raises:
-        ValueError: The secret is too short to keep anything.
+        ValueError: The secret is too short to keep anything, or there is no place for a file.
         OSError: The file can neither be read nor made.
     """
     secret, where = given or environ.get(VARIABLE, ""), "--secret" if given else VARIABLE
@@ -36,7 +36,12 @@ def find_secret(given: str | None, environ: Mapping[str, str]) -> str:
 
 def _state_folder(environ: Mapping[str, str]) -> Path:
     named = environ.get("XDG_STATE_HOME", "")
-    return (Path(named) if os.path.isabs(named) else Path.home() / ".local" / "state") / "freeim"
+    if os.path.isabs(named):
+        return Path(named) / "freeim"
+    try:
+        return Path.home() / ".local" / "state" / "freeim"
+    except RuntimeError:
+        raise ValueError(f"this user has no home folder to keep one in; set {VARIABLE}") from None
 
 
 def _read_or_make(path: Path) -> str:

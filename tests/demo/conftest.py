@@ -9,7 +9,10 @@ import pytest
 
 from tests.cli.command import Server
 from tests.demo.demo import Demo, Visitor, running_app
+from tests.embedded.runtime import runtime
 from tests.servers import RedisServer
+
+__all__ = ["app", "node", "runtime", "shared_page", "visit"]
 
 
 @pytest.fixture

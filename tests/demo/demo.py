@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import re
 import signal
 import subprocess
@@ -36,7 +37,7 @@ def program(redis_url: str, **variables: str) -> tuple[str, ...]:
 
 
 class Demo(Server):
-    """A running ``python -m freeim.demo``. Its node is in a session of its own, and must be told to end."""
+    """A running ``python -m freeim.demo``. Its node is in a session of its own, and ends with it."""
 
     def page(self, seconds: float = 20.0) -> str:
         """Wait until it serves, and return the address of its page."""
@@ -50,9 +51,14 @@ class Demo(Server):
 
     def __exit__(self, *exc: object) -> None:
         if self.process.poll() is None:
+            children = self.children()
             self.tell(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 self.wait()
+            except subprocess.TimeoutExpired:
+                for child in children:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGKILL)
         super().__exit__(*exc)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pwd
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from freeim.demo import __main__ as command
 from freeim.demo.secret import find_secret
 
 LONG = "0123456789abcdef"
@@ -46,6 +48,22 @@ def test_without_the_variable_of_the_platform_it_is_under_the_home(
     assert (tmp_path / ".local" / "state" / "freeim" / "demo-secret").is_file()
     find_secret(None, {"XDG_STATE_HOME": "not/absolute"})
     assert not Path("not").exists()
+
+
+def test_a_user_without_a_home_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    for variable in ("HOME", "XDG_STATE_HOME", "FREEIM_DEMO_SECRET"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert command.main(["--no-node"]) == 2
+    assert capsys.readouterr().err == (
+        "python -m freeim.demo: no secret to sign cookies with: this user has no home folder to keep one in; set "
+        "FREEIM_DEMO_SECRET\n"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "short\n"])
