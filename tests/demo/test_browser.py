@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from playwright.async_api import expect
 
+from freeim import ImHelper
 from tests.cli.command import Server
 from tests.demo.browser import Window, chromium
 from tests.demo.demo import running_app
@@ -258,6 +259,66 @@ async def test_who_goes_offline_stays_there_until_they_come_back(pair: tuple[Win
     await expect(ana.row("Bo")).to_be_visible()
     await expect(ana.row("lobby")).to_contain_text("2 members")
     assert bo.sockets == 2
+
+
+async def test_a_room_that_the_app_refuses_is_forgotten_and_keeps_nobody_out_of_the_others(
+    pair: tuple[Window, Window],
+) -> None:
+    ana, _ = pair
+    hellos: list[str] = []
+    ana.page.on("request", lambda request: hellos.append(request.url) if request.url.endswith("/me/hello") else None)
+    remember = "localStorage.setItem('freeim-demo-rooms', JSON.stringify(['x'.repeat(500), 'attic']))"
+    await ana.page.evaluate(remember)
+    await ana.page.reload()
+    await expect(ana.page.locator(".toast")).to_be_visible()
+    await ana.connected()
+    await expect(ana.row("attic")).to_contain_text("1 member")
+    await ana.page.wait_for_timeout(1500)  # longer than the pause after which it would ask again
+    assert len(hellos) == 1
+    assert await ana.page.evaluate("localStorage.getItem('freeim-demo-rooms')") == '["attic"]'
+    ana.complaints.clear()  # the browser's, about the status of the refusal
+
+
+async def test_who_is_not_known_any_more_is_gone_before_there_is_a_new_one(
+    stage: Stage, pair: tuple[Window, Window]
+) -> None:
+    ana, bo = pair
+    stage.stop_app()
+    await ana.context.clear_cookies()
+    stage.start_app()  # it asks who is there, and does not know Ana
+    await ana.page.get_by_role("textbox", name="Nickname").fill("Anna")
+    await ana.page.keyboard.press("Enter")
+    await ana.connected()
+    await expect(bo.row("Anna")).to_be_visible()
+    await expect(bo.row("Everyone")).to_contain_text("2 online")
+    with ImHelper(stage.redis_server.url) as helper:
+        assert len(helper.get_client_list_by_online()) == 2
+    ana.complaints.clear()  # the browser's, about the status of the refusal
+
+
+async def test_what_others_send_through_redis_ends_no_chat(stage: Stage, pair: tuple[Window, Window]) -> None:
+    ana, bo = pair
+    await ana.go("lobby")
+    strange: tuple[object, ...] = (None, 5, [1], True, {}, {"type": 1}, {"type": "toString"}, {"type": "direct"})
+    with ImHelper(stage.redis_server.url) as helper:
+        for message in (*strange, {"type": "file", "from": 1}, {"receipt": "x"}, {"receipt": "x", "content": "{"}):
+            helper.send_broadcast_message(message)
+        helper.send_broadcast_message("The node restarts at noon")
+    await expect(ana.page.locator(".toast")).to_have_text("The node restarts at noon")
+    await bo.go("lobby")
+    await bo.say("still here")
+    await ana.reads("still here")
+
+
+async def test_a_long_conversation_does_not_grow_for_ever(stage: Stage, pair: tuple[Window, Window]) -> None:
+    ana, _ = pair
+    await ana.go("Everyone")
+    with ImHelper(stage.redis_server.url) as helper, helper.batch() as batch:
+        for number in range(520):
+            message = {"from": 1, "name": "Bot", "text": f"number {number}", "key": f"k{number}", "at": number}
+            batch.send_broadcast_message({"type": "everyone", **message})
+    await ana.reads("number 519")
+    assert await ana.log.locator(":scope > *").count() == 500
 
 
 async def test_a_reload_and_a_second_window_are_the_same_person(pair: tuple[Window, Window]) -> None:

@@ -344,7 +344,7 @@ async def test_a_thousand_clients_that_connect_together_do_not_cost_a_thousand_r
             print(f"1,000 connects: {seconds:.2f} s, {requests} writes to Redis")
             assert len(redis_server.hash(NAMES.online)) == 1000
             assert seconds >= 0.04, "two waits of 20 ms: the proxy did not delay"
-            assert seconds < 2
+            assert seconds < 10, "one after the other they would take 20 s"
             assert requests < 100
             await close_all(terminals)
             await asyncio.to_thread(node.end)

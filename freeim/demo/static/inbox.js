@@ -13,9 +13,16 @@ export function setNotify(callback) {
   notify = callback;
 }
 
+// Anybody who reaches Redis can send anything; what is none of ours must not end the chat.
 export function receive(message) {
-  if ("receipt" in message) receipt(message);
-  else kinds[message.type]?.(message);
+  if (typeof message === "string") notify(message, EVERYONE);
+  if (message === null || typeof message !== "object") return;
+  try {
+    if ("receipt" in message) receipt(message);
+    else if (Object.hasOwn(kinds, message.type)) kinds[message.type](message);
+  } catch {
+    // it has the name of one of ours, and not the form
+  }
 }
 
 const kinds = {

@@ -73,6 +73,7 @@ export function drawItem(item) {
   const node = draw(item, items[index - 1]);
   if (old?.isConnected) old.replaceWith(node);
   else log.append(node);
+  while (log.children.length > items.length) log.firstChild.remove(); // what the store has let go
   if (low || item.from === store.me.id) log.scrollTop = log.scrollHeight;
 }
 

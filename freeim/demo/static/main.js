@@ -35,7 +35,7 @@ function told(state, error) {
 let held = null;
 
 function heard(message) {
-  if (message.type === "who") setTimeout(sync, Math.random() * 500); // a new app: not all pages at once
+  if (message?.type === "who") setTimeout(sync, Math.random() * 500); // a new app: not all pages at once
   else if (held) held.push(message);
   else receive(message);
 }
@@ -52,11 +52,11 @@ async function sync() {
     store.rooms = new Map(answer.channels.map((each) => [each.channel, each.online]));
     const remembered = store.joined.size ? [...store.joined] : rememberedRooms();
     const missing = (remembered ?? [FIRST_ROOM]).filter((room) => !answer.joined.includes(room));
-    store.joined = new Set([...answer.joined, ...missing]);
+    store.joined = new Set(answer.joined);
+    for (const channel of missing) await comeBack(channel, remembered !== null);
     rememberRooms();
-    for (const channel of missing) await post("/ws/subscr-channel", { channel, again: remembered !== null });
   } catch (error) {
-    if (error.status === 401) connection.told("refused", error);
+    if (error.status === 401) connection.refuse(error);
     else delay = 1000;
   }
   const waiting = held;
@@ -65,6 +65,17 @@ async function sync() {
   for (const message of waiting) receive(message);
   drawAll();
   if (delay) setTimeout(sync, delay);
+}
+
+// A room that the app refuses is forgotten: to ask for it again would not help.
+async function comeBack(channel, again) {
+  try {
+    await post("/ws/subscr-channel", { channel, again });
+    store.joined.add(channel);
+  } catch (error) {
+    if (error.status === 401 || !(error.status >= 400 && error.status < 500)) throw error;
+    toast(`${channel}: ${tFailure(error, store.limits)}`);
+  }
 }
 
 // What is shown

@@ -21,19 +21,34 @@ export class Connection {
 
   // Connect; a name makes an identity, or renames the one there is.
   async connect(name) {
-    clearTimeout(this.timer);
-    this.timer = 0;
+    this.close();
     this.told("connecting");
     let answer;
     try {
       answer = await post("/ws/pre-connect", name === undefined ? {} : { name });
     } catch (error) {
-      if (error.status >= 400 && error.status < 500) this.told("refused", error);
+      if (error.status >= 400 && error.status < 500) this.refuse(error);
       else this.retry();
       return;
     }
     this.me = { id: answer.websocketId, name: answer.name };
     this.open(answer.server);
+  }
+
+  // The app does not know us, or will not have us: stay away until there is another name.
+  refuse(error) {
+    this.close();
+    this.told("refused", error);
+  }
+
+  // Without a word to anybody: what comes of a socket that we gave up is no news.
+  close() {
+    clearTimeout(this.timer);
+    this.timer = 0;
+    if (!this.socket) return;
+    this.socket.onopen = this.socket.onmessage = this.socket.onclose = null;
+    this.socket.close();
+    this.socket = null;
   }
 
   open(url) {
