@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
@@ -19,8 +20,12 @@ from freeim.demo.checks import Refused
 from freeim.demo.messages import receiver
 from freeim.demo.web import done, logger, message, person
 
+MOST_FILES: Final = 100
+"""How many files are kept, those included that are being sent, before the oldest goes."""
 KEPT_UPLOADS: Final = 10
-"""How many files of the largest size are kept before the oldest goes."""
+"""The same for files of the largest size: how many times that many bytes are kept."""
+UPLOAD_SECONDS: Final = 600.0
+"""How long the sending of one file may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +41,10 @@ class Stored:
 class Incoming:
     """A file that is being written."""
 
-    def __init__(self, store: Files, file: BinaryIO) -> None:
+    file: BinaryIO
+
+    def __init__(self, store: Files) -> None:
         self._store = store
-        self._file = file
         self.size = 0
 
     def write(self, chunk: bytes) -> None:
@@ -50,7 +56,7 @@ class Incoming:
         self._store.check(self.size + len(chunk))
         self._store.make_room(len(chunk))
         self.size += len(chunk)
-        self._file.write(chunk)
+        self.file.write(chunk)
 
 
 class Files:
@@ -66,6 +72,7 @@ class Files:
         self._folder = folder
         self._stored: dict[str, Stored] = {}  # the oldest first
         self._used = 0
+        self._coming = 0
 
     def check(self, size: int) -> None:
         """Refuse a file that is larger than one may be."""
@@ -75,24 +82,27 @@ class Files:
     def make_room(self, size: int) -> None:
         """Count bytes that are about to be written, and delete the oldest files for them."""
         while self._used + size > self.largest * KEPT_UPLOADS:
-            if not self._stored:
-                raise Refused(507, "full", "too many files are being sent at the moment")
-            self._delete(next(iter(self._stored)))
+            self._delete_oldest()
         self._used += size
 
     @contextlib.asynccontextmanager
     async def incoming(self, name: str, people: frozenset[int]) -> AsyncIterator[tuple[str, Incoming]]:
         """Take a file: give its id and where to write; keep it only if the block ends without an exception."""
+        while len(self._stored) + self._coming >= MOST_FILES:
+            self._delete_oldest()
         key = secrets.token_urlsafe(24)
         path = self._folder / key
-        with path.open("xb") as file:
-            incoming = Incoming(self, file)
-            try:
+        incoming = Incoming(self)
+        self._coming += 1
+        try:
+            with path.open("xb") as incoming.file:
                 yield key, incoming
-            except BaseException:
-                self._used -= incoming.size
-                path.unlink()
-                raise
+        except BaseException:  # also where the end of the file, which is written last, has no room
+            self._used -= incoming.size
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            self._coming -= 1
         self._stored[key] = Stored(path, name, incoming.size, people)
 
     def get(self, key: str, reader: int) -> Stored:
@@ -102,8 +112,10 @@ class Files:
             raise Refused(404, "no-file", "there is no such file, or it is not for you")
         return found
 
-    def _delete(self, key: str) -> None:
-        stored = self._stored.pop(key)
+    def _delete_oldest(self) -> None:
+        if not self._stored:
+            raise Refused(507, "full", "too many files are being sent at the moment")
+        stored = self._stored.pop(next(iter(self._stored)))
         stored.path.unlink(missing_ok=True)
         self._used -= stored.size
 
@@ -127,11 +139,14 @@ async def upload(request: Request) -> JSONResponse:
     await helper.send_message(who.id, to, message("file-coming", who, file=coming, **fields))
     try:
         async with store.incoming(name, frozenset({who.id, to})) as (key, incoming):
-            async for chunk in request.stream():
-                incoming.write(chunk)
-    except (Refused, ClientDisconnect, OSError) as error:
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                async for chunk in request.stream():
+                    incoming.write(chunk)
+    except (Refused, ClientDisconnect, OSError) as error:  # a TimeoutError is an OSError
         with contextlib.suppress(FreeImError):
             await helper.send_message(who.id, to, message("file-failed", who, file=coming, **fields))
+        if isinstance(error, TimeoutError):
+            raise Refused(408, "too-slow", f"a file must be sent within {UPLOAD_SECONDS:g} seconds") from error
         if isinstance(error, OSError):
             raise Refused(507, "full", f"the file cannot be kept: {error.strerror}") from error
         raise

@@ -44,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=_bytes,
         default=LARGEST_UPLOAD,
         metavar="BYTES",
-        help=f"the largest file that is taken ({LARGEST_UPLOAD}); ten of them are kept, until the app ends",
+        help=f"the largest file that is taken ({LARGEST_UPLOAD}); as many bytes as ten of them have are "
+        "kept, in at most a hundred files, until the app ends",
     )
     parser.add_argument(
         "--secret",

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
+import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
+from starlette.requests import Request
 
 from freeim.demo.checks import Refused
-from freeim.demo.files import Files
+from freeim.demo.files import Files, upload
 from tests.cli.command import Server
 from tests.demo.demo import KEY, Visitor, failure, running_app
 from tests.servers import RedisServer
@@ -49,6 +55,17 @@ def stored(folder: Path) -> list[Path]:
 def chunks(count: int) -> Callable[[], Iterator[bytes]]:
     """Return a body without a known length."""
     return lambda: (b"x" * 10_000 for _ in range(count))
+
+
+def store(files: Files, content: bytes) -> str:
+    """Keep a file for client 1, without an app; return its key."""
+
+    async def keep() -> str:
+        async with files.incoming("a", frozenset({1})) as (key, incoming):
+            incoming.write(content)
+        return key
+
+    return asyncio.run(keep())
 
 
 def test_a_file_comes_as_an_announcement_and_then_as_a_link(pair: tuple[Visitor, Visitor]) -> None:
@@ -164,6 +181,82 @@ async def test_many_that_come_at_once_cannot_fill_the_disk(tmp_path: Path) -> No
             first._store.make_room(1)
         assert refused.value.status == 507
     files.make_room(1)  # the first is complete now, and goes
+    assert os.listdir(tmp_path) == []
+
+
+def test_empty_files_cannot_fill_the_disk_either(tmp_path: Path) -> None:
+    files = Files(tmp_path, largest=100)
+    keys = [store(files, b"") for _ in range(250)]
+    assert len(os.listdir(tmp_path)) == 100
+    assert files.get(keys[150], 1).size == 0
+    with pytest.raises(Refused):
+        files.get(keys[149], 1)
+
+
+async def test_those_that_are_being_sent_count(tmp_path: Path) -> None:
+    files = Files(tmp_path, largest=100)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(100):
+            await stack.enter_async_context(files.incoming("a", frozenset({1})))
+        with pytest.raises(Refused) as refused:
+            await stack.enter_async_context(files.incoming("a", frozenset({1})))
+        assert refused.value.status == 507
+    assert len(os.listdir(tmp_path)) == 100
+    async with files.incoming("a", frozenset({1})):
+        pass  # the oldest of them is complete now, and goes
+    assert len(os.listdir(tmp_path)) == 100
+
+
+class FullDisk(io.BufferedWriter):
+    """A file whose last bytes, which are written when it is closed, find no room."""
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_whose_end_finds_no_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = Files(tmp_path, largest=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode: FullDisk(io.FileIO(path, "x")))
+        with pytest.raises(OSError, match="No space left"):
+            store(files, b"x" * 100)
+    assert os.listdir(tmp_path) == []
+    keys = [store(files, b"x" * 100) for _ in range(10)]
+    assert files.get(keys[0], 1).size == 100
+
+
+def test_a_sender_who_is_too_slow_is_refused_and_the_receiver_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Helper:
+        async def send_message(self, sender: int, to: int, message: dict[str, Any]) -> None:
+            told.append(message["type"])
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def send() -> None:
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/files",
+            "query_string": f"to=5&key={KEY}".encode(),
+            "headers": [(b"x-file-name", b"a")],
+            "session": {"id": 1, "name": "Ana"},
+            "state": {"files": Files(tmp_path), "helper": Helper()},
+        }
+        with pytest.raises(Refused) as refused:
+            await upload(Request(scope, receive))
+        assert refused.value.status == 408
+
+    monkeypatch.setattr("freeim.demo.files.UPLOAD_SECONDS", 0.05)
+    asyncio.run(send())
+    assert told == ["file-coming", "file-failed"]
     assert os.listdir(tmp_path) == []
 
 
