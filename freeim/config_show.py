@@ -83,7 +83,7 @@ def options_page() -> str:
         "",
         "| code | meaning |",
         "|---|---|",
-        "| 0 | stopped by SIGTERM or Ctrl-C |",
+        "| 0 | stopped by SIGTERM, Ctrl-C, or the end of its terminal (SIGHUP) |",
         "| 1 | a defect; the log holds the traceback |",
         "| 2 | the configuration is wrong, the address is taken, no Redis can be started, or no node can run here |",
         "| 3 | Redis cannot be reached, or refuses |",
