@@ -13,7 +13,7 @@ from typing import Final
 from freeim.cli import check_platform
 from freeim.config import Options
 from freeim.config_checks import is_wildcard, join_bind
-from freeim.demo.options import NODE_PORT, build_parser, fail, node_options
+from freeim.demo.options import NODE_PORT, app_hosts, build_parser, fail, node_options
 from freeim.demo.secret import find_secret
 from freeim.errors import ConfigError
 from freeim.exits import Exit
@@ -46,10 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with listen(host, port, "--bind") as listener:
             if node is not None:  # the node's own sentence would name an option that the demo does not have
                 listen(*node.address, "--node-bind").close()
+            from freeim.demo.app import create_app
             from freeim.demo.launch import run
 
+            app = create_app(secret, given.max_upload, app_hosts(host, given.node_url))
             page = f"http://{join_bind(shown, listener.getsockname()[1])}"
-            return asyncio.run(run(listener, page, secret, given.max_upload, node))
+            return asyncio.run(run(listener, page, app, node))
     except ConfigError as error:
         return fail(str(error), Exit.CONFIG)
 

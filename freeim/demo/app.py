@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from freeim import AsyncImHelper, FreeImError
 from freeim.demo import checks, files, messages, people, rooms
-from freeim.demo.web import HANDLERS, Headers, logger
+from freeim.demo.web import HANDLERS, Headers, Hosts, logger
 
 COOKIE: Final = "freeim-demo"
 COOKIE_SECONDS: Final = 30 * 24 * 60 * 60
@@ -53,12 +53,13 @@ ROUTES: Final = [
 ]
 
 
-def create_app(secret: str, max_upload: int = checks.LARGEST_UPLOAD) -> Starlette:
+def create_app(secret: str, max_upload: int = checks.LARGEST_UPLOAD, hosts: Collection[str] | None = None) -> Starlette:
     """Make the app.
 
     Args:
         secret: What the cookies are signed with; the same after a restart, so that people stay who they are.
         max_upload: The largest file that is taken, in bytes.
+        hosts: The names that it answers to; None for any.
     """
 
     @contextlib.asynccontextmanager
@@ -76,7 +77,9 @@ def create_app(secret: str, max_upload: int = checks.LARGEST_UPLOAD) -> Starlett
                 logger.warning("the chat waits: %s", error)
             yield {"helper": helper, "files": files.Files(folder, max_upload), "people": who, "rooms": room_list}
 
-    session = Middleware(SessionMiddleware, secret_key=secret, session_cookie=COOKIE, max_age=COOKIE_SECONDS)
-    return Starlette(
-        routes=ROUTES, middleware=[Middleware(Headers), session], exception_handlers=dict(HANDLERS), lifespan=lifespan
-    )
+    middleware = [
+        Middleware(Headers),
+        *([Middleware(Hosts, names=hosts)] if hosts is not None else []),
+        Middleware(SessionMiddleware, secret_key=secret, session_cookie=COOKIE, max_age=COOKIE_SECONDS),
+    ]
+    return Starlette(routes=ROUTES, middleware=middleware, exception_handlers=dict(HANDLERS), lifespan=lifespan)

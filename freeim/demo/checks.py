@@ -19,6 +19,9 @@ LARGEST_ID: Final = 2**53 - 1
 # with which "exe.gpj" reads as a picture.
 _FORBIDDEN: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _TURNING: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# What shows nothing is no name: categories (of marks, spaces, zero-width characters), and letters that are blank.
+_UNSEEN: Final = frozenset({"Mn", "Me", "Mc", "Zs", "Cf"})
+_BLANK: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 _KEY: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 
@@ -99,4 +102,6 @@ def _line(value: object, reason: str, what: str, longest: int) -> str:
         raise Refused(400, reason, f"{what} has 1 to {longest} characters")
     if any(unicodedata.category(each) in _FORBIDDEN or each in _TURNING for each in found):
         raise Refused(400, reason, f"{what} must not hold control characters")
+    if all(unicodedata.category(each) in _UNSEEN or each in _BLANK for each in found):
+        raise Refused(400, reason, f"{what} must show something")
     return found

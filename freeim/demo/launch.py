@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Final, Literal
 
 import uvicorn
+from starlette.applications import Starlette
 
 from freeim.config import Options
-from freeim.demo.app import create_app
 from freeim.demo.options import fail
 from freeim.demo.secret import VARIABLE
 from freeim.exits import Exit
@@ -47,14 +47,13 @@ class AppServer(uvicorn.Server):
             print(self._announcement, flush=True)
 
 
-async def run(listener: socket.socket, page: str, secret: str, max_upload: int, node: Options | None) -> int:
+async def run(listener: socket.socket, page: str, app: Starlette, node: Options | None) -> int:
     """Run the demo and return its exit code.
 
     Args:
         listener: The socket of the app.
         page: What to open in a browser.
-        secret: What the cookies are signed with.
-        max_upload: The largest file that is taken, in bytes.
+        app: The app.
         node: The options of the node, or None where one runs already.
     """
     told = _watch_signals()
@@ -64,22 +63,22 @@ async def run(listener: socket.socket, page: str, secret: str, max_upload: int, 
         if child is not None and not await _until_it_serves(child, stop):
             return Exit.STOPPED if stop.done() else await _ended(child)
         config = uvicorn.Config(
-            create_app(secret, max_upload),
+            app,
             log_level="warning",
             ws="none",
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         what = "the app and the node" if child is not None else "the app"
-        app = AppServer(config, f"{ANNOUNCEMENT.format(page=page)} Ctrl-C ends {what}.")
-        serving = asyncio.create_task(app.serve([listener]))
+        server = AppServer(config, f"{ANNOUNCEMENT.format(page=page)} Ctrl-C ends {what}.")
+        serving = asyncio.create_task(server.serve([listener]))
         ended = [asyncio.create_task(child.wait())] if child is not None else []
         await asyncio.wait([serving, stop, *ended], return_when=asyncio.FIRST_COMPLETED)
-        app.should_exit = True
+        server.should_exit = True
         await serving
         if child is not None and child.returncode is not None and not stop.done():
             return await _ended(child)
-        return Exit.STOPPED if app.started else fail("the app did not start; its log is above", Exit.DEFECT)
+        return Exit.STOPPED if server.started else fail("the app did not start; its log is above", Exit.DEFECT)
     finally:
         if child is not None:
             await _stop(child)

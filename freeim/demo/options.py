@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Mapping
 from typing import Final
+from urllib.parse import urlsplit
 
 from freeim.config import Options
-from freeim.config_checks import is_wildcard, join_bind, split_bind
+from freeim.config_checks import is_loopback, is_wildcard, join_bind, split_bind
 from freeim.demo.checks import LARGEST_UPLOAD
 from freeim.demo.secret import VARIABLE
 from freeim.errors import ConfigError
@@ -82,6 +84,20 @@ def node_options(bind: tuple[str, int], url: str | None, shown: str, environ: Ma
     except ConfigError as error:
         origin = next((_ORIGINS[field] for field in error.fields if field in _ORIGINS), None)
         raise ConfigError(f"{origin}: {error}" if origin else str(error), *error.fields) from error
+
+
+def app_hosts(host: str, node_url: str | None) -> frozenset[str] | None:
+    """Return the names that the app answers to; None for any.
+
+    What listens on the loopback is meant for this machine, and would be open to every site that this machine visits if
+    such a site's name could stand for it. A proxy in front has the name of the node's URL.
+    """
+    if not is_loopback(host):
+        return None
+    names = {host.lower(), "localhost", "127.0.0.1", "::1"}
+    with contextlib.suppress(ValueError):
+        names.add(urlsplit(node_url or "").hostname or host)
+    return frozenset(names)
 
 
 def fail(sentence: str, code: int) -> int:

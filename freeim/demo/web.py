@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -124,6 +126,35 @@ def _failure(status: int, reason: str, sentence: str, headers: dict[str, str] | 
 
 
 HANDLERS: Final = {Refused: refused, FreeImError: unavailable, HTTPException: http_error, ClientDisconnect: gone}
+
+
+class Hosts:
+    """Refuses a request for a host that is none of ours: a page of another site that has its name point here.
+
+    Starlette's TrustedHostMiddleware is not enough: before 1.0 it cannot read the Host of an IPv6 address.
+
+    Args:
+        app: What is behind it.
+        names: The hosts, without port and brackets, in lower case.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+        self.app = app
+        self.names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["type"] == "http" and _host(scope) not in self.names:
+            app = _failure(421, "host", "this app has another name; open it by the address that it announced")
+        await app(scope, receive, send)
+
+
+def _host(scope: Scope) -> str | None:
+    try:
+        parts = urlsplit("//" + Request(scope).headers.get("host", ""))
+    except ValueError:
+        return None
+    return None if "@" in parts.netloc else parts.hostname
 
 
 class Headers:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from freeim.demo import __main__ as command
-from freeim.demo.options import node_options
+from freeim.demo.options import app_hosts, node_options
 from tests.cli.command import is_running, run_program, wait_until_gone
 from tests.demo.demo import Demo, Visitor, program
 from tests.embedded.runtime import Runtime
@@ -212,6 +212,15 @@ def test_the_name_of_a_node_with_a_url_has_its_ipv6_address_in_brackets() -> Non
     options = node_options(("::1", 6001), "wss://im.example.com", "::1", {})
     assert (options.node, options.public_url) == ("[::1]:6001", "wss://im.example.com")
     assert node_options(("::1", 0), "wss://im.example.com", "::1", {}).node == "[::1]:{port}"
+
+
+def test_only_an_app_on_the_loopback_asks_for_its_name() -> None:
+    assert app_hosts("0.0.0.0", None) is None
+    assert app_hosts("192.0.2.7", "wss://im.example.com") is None
+    assert app_hosts("127.0.0.2", "wss://IM.example.com:444/n") == frozenset(
+        ("127.0.0.1", "127.0.0.2", "::1", "localhost", "im.example.com")
+    )
+    assert app_hosts("localhost", "wss://[x") == frozenset(("127.0.0.1", "::1", "localhost"))
 
 
 def test_a_node_that_runs_already_stays(redis_server: RedisServer) -> None:

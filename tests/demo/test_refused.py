@@ -108,7 +108,7 @@ ROOM, TEXT = {"channel": "lobby", "key": KEY}, {"message": "hi", "key": KEY}
         *(
             (path, {"name": name}, "name")
             for path in ("/ws/pre-connect", "/me/name")
-            for name in ("", "  ", "x" * 25, "a\nb", "a\x00", "\u202eanA", "\ud800", 7, ["a"])
+            for name in ("", "  ", "x" * 25, "a\nb", "a\x00", "\u202eanA", "\ud800", "\u200b", "\u3164\ufeff", 7, ["a"])
         ),
         ("/me/name", {}, "name"),
         *(
@@ -153,6 +153,21 @@ def test_the_page_holds_no_script_or_style_of_its_own_and_nothing_from_elsewhere
     assert " style=" not in page
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in page
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]"])
+def test_the_app_on_the_loopback_answers_to_the_names_of_the_loopback(shared_page: str, name: str) -> None:
+    port = shared_page.rpartition(":")[2]
+    for host in (name, f"{name}:{port}"):
+        assert get(shared_page, "/me", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost@evil.example", "[::1", "", "[]"]
+)
+def test_a_name_that_somebody_points_at_the_loopback_is_refused(shared_page: str, host: str) -> None:
+    for path in ("/", "/me", "/static/main.js"):
+        failure(get(shared_page, path, headers={"Host": host}), 421, "host")
 
 
 def test_an_unknown_address_is_a_404_in_the_same_form(shared_page: str) -> None:
