@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -57,6 +58,7 @@ async def test_what_is_typed_in_one_window_appears_in_both_also_after_a_restart_
                     await expect(page.locator("li")).to_have_text(["hello <b>you</b>"])
                 node.tell(signal.SIGTERM)
                 node.wait()
+                await asyncio.sleep(2)  # the pages ask in vain meanwhile: no node, no Redis
                 with Server("--bind", bind) as again:
                     again.banner()
                     await until(lambda: online() == 2, "both have come back")
