@@ -9,8 +9,9 @@ MORE = $(if $(ARGS),-- $(ARGS))
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
+# -P: what is installed, which has the core. exec: a SIGTERM to make reaches the demo, not a shell around it.
 run: .venv/run  ## Start the chat demo with a node and a private Redis, and say where to open it
-	@.venv/bin/python -P -m freeim.demo $(ARGS)  # -P: what is installed, which has the core
+	@exec .venv/bin/python -P -m freeim.demo $(ARGS)
 
 .venv/run: .venv/ready setup.py $(wildcard freeim/*.p* freeim/*/*.py freeim/lua/*.lua freeim/demo/static/*)
 	.venv/bin/python -m pip install --quiet ".[demo]"

@@ -181,7 +181,7 @@ $("composer").onsubmit = (event) => {
 function fit() {
   const text = $("text");
   text.style.height = "auto";
-  text.style.height = `${text.scrollHeight}px`;
+  if (text.scrollHeight) text.style.height = `${text.scrollHeight}px`; // 0 while it is not shown
   drawSend();
 }
 
