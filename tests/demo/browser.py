@@ -10,6 +10,10 @@ from typing import Any, Self
 
 from playwright.async_api import Browser, BrowserContext, FilePayload, Locator, Page, async_playwright, expect
 
+from tests.cli.command import Server
+from tests.demo.demo import running_app
+from tests.servers import RedisServer, free_port
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PLACES = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
@@ -138,3 +142,45 @@ class Window:
         """Return what the page has said of its connection since it was loaded."""
         found: list[str] = await self.page.evaluate("window.states")
         return found
+
+
+class Stage:
+    """A node and an app on fixed ports, each of which can be restarted, and the windows."""
+
+    def __init__(self, redis_server: RedisServer) -> None:
+        self.redis_server = redis_server
+        self.app_port, self.node_port = free_port(), free_port()
+        self.address = f"http://127.0.0.1:{self.app_port}"
+        self.windows: list[Window] = []
+        self._stack = contextlib.AsyncExitStack()
+        self._node, self._app = contextlib.ExitStack(), contextlib.ExitStack()
+
+    def start_node(self) -> None:
+        options = ("--bind", f"127.0.0.1:{self.node_port}", "--redis-url", self.redis_server.url)
+        self._node.enter_context(Server(*options)).banner()
+
+    def stop_node(self) -> None:
+        self._node.close()
+
+    def start_app(self) -> None:
+        self._app.enter_context(running_app(self.redis_server.url, port=self.app_port))
+
+    def stop_app(self) -> None:
+        self._app.close()
+
+    async def window(self, **options: Any) -> Window:
+        """Open one more window, which has no name yet."""
+        window = await Window.open(self._browser, self.address, **options)
+        self.windows.append(window)
+        return window
+
+    async def __aenter__(self) -> Stage:
+        self._stack.callback(self.stop_node)
+        self._stack.callback(self.stop_app)
+        self.start_node()
+        self.start_app()
+        self._browser = await self._stack.enter_async_context(chromium())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()

@@ -2,82 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.async_api import expect
 
-from freeim import ImHelper
-from tests.cli.command import Server
-from tests.demo.browser import Window, chromium
-from tests.demo.demo import running_app
-from tests.servers import RedisServer, free_port
+from tests.demo.browser import Stage, Window
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(180)]
-
-
-class Stage:
-    """A node and an app on fixed ports, each of which can be restarted, and the windows."""
-
-    def __init__(self, redis_server: RedisServer) -> None:
-        self.redis_server = redis_server
-        self.app_port, self.node_port = free_port(), free_port()
-        self.address = f"http://127.0.0.1:{self.app_port}"
-        self.windows: list[Window] = []
-        self._stack = contextlib.AsyncExitStack()
-        self._node, self._app = contextlib.ExitStack(), contextlib.ExitStack()
-
-    def start_node(self) -> None:
-        options = ("--bind", f"127.0.0.1:{self.node_port}", "--redis-url", self.redis_server.url)
-        self._node.enter_context(Server(*options)).banner()
-
-    def stop_node(self) -> None:
-        self._node.close()
-
-    def start_app(self) -> None:
-        self._app.enter_context(running_app(self.redis_server.url, port=self.app_port))
-
-    def stop_app(self) -> None:
-        self._app.close()
-
-    async def window(self, **options: Any) -> Window:
-        """Open one more window, which has no name yet."""
-        window = await Window.open(self._browser, self.address, **options)
-        self.windows.append(window)
-        return window
-
-    async def __aenter__(self) -> Stage:
-        self._stack.callback(self.stop_node)
-        self._stack.callback(self.stop_app)
-        self.start_node()
-        self.start_app()
-        self._browser = await self._stack.enter_async_context(chromium())
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self._stack.aclose()
-
-
-@pytest.fixture
-async def stage(redis_server: RedisServer) -> AsyncIterator[Stage]:
-    """All that the page needs. At the end no window may have complained, about its policy for one."""
-    async with Stage(redis_server) as made:
-        yield made
-        assert [window.complaints for window in made.windows] == [[] for _ in made.windows]
-
-
-@pytest.fixture
-async def pair(stage: Stage) -> tuple[Window, Window]:
-    """Ana and Bo, who are both in the room "lobby", where everybody begins."""
-    ana, bo = await stage.window(), await stage.window()
-    await ana.enter("Ana")
-    await bo.enter("Bo")
-    await expect(ana.row("lobby")).to_contain_text("2 members")
-    return ana, bo
 
 
 async def test_each_sees_the_other_come_and_go(stage: Stage, pair: tuple[Window, Window]) -> None:
@@ -261,66 +196,6 @@ async def test_who_goes_offline_stays_there_until_they_come_back(pair: tuple[Win
     assert bo.sockets == 2
 
 
-async def test_a_room_that_the_app_refuses_is_forgotten_and_keeps_nobody_out_of_the_others(
-    pair: tuple[Window, Window],
-) -> None:
-    ana, _ = pair
-    hellos: list[str] = []
-    ana.page.on("request", lambda request: hellos.append(request.url) if request.url.endswith("/me/hello") else None)
-    remember = "localStorage.setItem('freeim-demo-rooms', JSON.stringify(['x'.repeat(500), 'attic']))"
-    await ana.page.evaluate(remember)
-    await ana.page.reload()
-    await expect(ana.page.locator(".toast")).to_be_visible()
-    await ana.connected()
-    await expect(ana.row("attic")).to_contain_text("1 member")
-    await ana.page.wait_for_timeout(1500)  # longer than the pause after which it would ask again
-    assert len(hellos) == 1
-    assert await ana.page.evaluate("localStorage.getItem('freeim-demo-rooms')") == '["attic"]'
-    ana.complaints.clear()  # the browser's, about the status of the refusal
-
-
-async def test_who_is_not_known_any_more_is_gone_before_there_is_a_new_one(
-    stage: Stage, pair: tuple[Window, Window]
-) -> None:
-    ana, bo = pair
-    stage.stop_app()
-    await ana.context.clear_cookies()
-    stage.start_app()  # it asks who is there, and does not know Ana
-    await ana.page.get_by_role("textbox", name="Nickname").fill("Anna")
-    await ana.page.keyboard.press("Enter")
-    await ana.connected()
-    await expect(bo.row("Anna")).to_be_visible()
-    await expect(bo.row("Everyone")).to_contain_text("2 online")
-    with ImHelper(stage.redis_server.url) as helper:
-        assert len(helper.get_client_list_by_online()) == 2
-    ana.complaints.clear()  # the browser's, about the status of the refusal
-
-
-async def test_what_others_send_through_redis_ends_no_chat(stage: Stage, pair: tuple[Window, Window]) -> None:
-    ana, bo = pair
-    await ana.go("lobby")
-    strange: tuple[object, ...] = (None, 5, [1], True, {}, {"type": 1}, {"type": "toString"}, {"type": "direct"})
-    with ImHelper(stage.redis_server.url) as helper:
-        for message in (*strange, {"type": "file", "from": 1}, {"receipt": "x"}, {"receipt": "x", "content": "{"}):
-            helper.send_broadcast_message(message)
-        helper.send_broadcast_message("The node restarts at noon")
-    await expect(ana.page.locator(".toast")).to_have_text("The node restarts at noon")
-    await bo.go("lobby")
-    await bo.say("still here")
-    await ana.reads("still here")
-
-
-async def test_a_long_conversation_does_not_grow_for_ever(stage: Stage, pair: tuple[Window, Window]) -> None:
-    ana, _ = pair
-    await ana.go("Everyone")
-    with ImHelper(stage.redis_server.url) as helper, helper.batch() as batch:
-        for number in range(520):
-            message = {"from": 1, "name": "Bot", "text": f"number {number}", "key": f"k{number}", "at": number}
-            batch.send_broadcast_message({"type": "everyone", **message})
-    await expect(ana.log).to_contain_text("number 519", timeout=60_000)
-    assert await ana.log.locator(":scope > *").count() == 500
-
-
 async def test_a_reload_and_a_second_window_are_the_same_person(pair: tuple[Window, Window]) -> None:
     ana, bo = pair
     await ana.page.reload()
@@ -341,24 +216,6 @@ async def test_a_reload_and_a_second_window_are_the_same_person(pair: tuple[Wind
     await second.reads("to both")
     await expect(bo.message("from the first")).to_have_count(1)
     await expect(ana.message("from the first")).to_have_count(1)
-
-
-async def test_what_people_type_is_text_and_never_markup(stage: Stage) -> None:
-    ana, bo = await stage.window(), await stage.window()
-    await ana.enter("<i>Ana</i>")
-    await bo.enter("Bo")
-    await ana.go("lobby")
-    await bo.go("lobby")
-    evil = '<img src="/nothing" onerror="document.title=1"><script>alert(1)</script> {name} ${1}'
-    await ana.say(evil)
-    await bo.reads(evil, "<i>Ana</i>")
-    assert await bo.page.locator("#log img, #log script, #log i").count() == 0
-
-
-async def test_two_people_of_one_name_are_told_apart(stage: Stage, pair: tuple[Window, Window]) -> None:
-    cy = await stage.window()
-    await cy.enter("Bo")
-    await expect(pair[0].page.get_by_role("link", name=re.compile(r"^Bo #\d{3}"))).to_have_count(2)
 
 
 async def on_phone(stage: Stage, **options: Any) -> Window:

@@ -35,6 +35,7 @@ const texts = {
     "e-room": "1 to {room} letters, digits, spaces, and - _ .", "e-text": "A message has at most {text} characters.",
     "e-no-identity": "Please choose a nickname.", "e-too-many-rooms": "You are in too many rooms.",
     "e-not-in-room": "Join the room first.", "e-full": "Too many files at the moment.",
+    "e-too-slow": "That took too long.",
   },
   zh: {
     other: "English", otherShort: "En", conversations: "会话", messages: "消息",
@@ -66,6 +67,7 @@ const texts = {
     "e-name": "昵称为 1 到 {name} 个字符。", "e-room": "1 到 {room} 个字母、数字、汉字、空格或 - _ .",
     "e-text": "消息最多 {text} 个字符。", "e-no-identity": "请先取一个昵称。",
     "e-too-many-rooms": "你加入的房间太多了。", "e-not-in-room": "请先加入房间。", "e-full": "同时传送的文件太多。",
+    "e-too-slow": "传送时间太长。",
   },
 };
 

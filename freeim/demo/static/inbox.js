@@ -3,7 +3,7 @@
 import { t } from "./i18n.js";
 import { drawLists } from "./lists.js";
 import { drawHead, drawItem } from "./log.js";
-import { EVERYONE, add, conversation, later, nameOf, personId, roomId, store } from "./store.js";
+import { EVERYONE, add, called, conversation, later, nameOf, personId, roomId, store } from "./store.js";
 
 const DELIVERED = "发送成功"; // what a receipt says; the other is 用户不在线
 
@@ -63,22 +63,23 @@ const kinds = {
 
   room: (message) => arrive(roomId(message.channel), text(message)),
   everyone(message) {
-    if (arrive(EVERYONE, text(message))) announce(EVERYONE, t("broadcastFrom", { name: message.name }), message.text);
+    if (arrive(EVERYONE, text(message))) announce(EVERYONE, t("broadcastFrom", { name: senderOf(message) }), message.text);
   },
   direct(message) {
     const id = peerOf(message);
-    if (arrive(id, text(message))) announce(id, t("from", { name: message.name }), message.text);
+    if (arrive(id, text(message))) announce(id, t("from", { name: senderOf(message) }), message.text);
   },
 
   // A file comes as two messages with one key: that it is being sent, and where it is.
   "file-coming"(message) {
     const id = peerOf(message);
-    if (arrive(id, file(message, "coming"))) notifyAway(id, t("fileFrom", { name: message.name, file: message.file.name }));
+    if (arrive(id, file(message, "coming"))) notifyAway(id, t("fileFrom", { name: senderOf(message), file: message.file.name }));
   },
   file: (message) => arrive(peerOf(message), file(message, "ready")),
   "file-failed": (message) => arrive(peerOf(message), file(message, "failed")),
 };
 
+const senderOf = ({ from, name }) => called(from, name);
 const peerOf = ({ from, to }) => personId(from === store.me.id ? to : from);
 
 function text({ from, name, text, key, at }) {

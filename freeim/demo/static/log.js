@@ -3,7 +3,7 @@
 import { $, dressAvatar, h, icon } from "./dom.js";
 import { size, t, time } from "./i18n.js";
 import { dressConversation } from "./lists.js";
-import { EVERYONE, clientOf, conversation, kindOf, nameOf, store, subjectOf } from "./store.js";
+import { EVERYONE, called, clientOf, conversation, kindOf, nameOf, store, subjectOf } from "./store.js";
 
 const GROUPED = 5 * 60_000; // messages of one person within this time stand together
 const nodes = new WeakMap();
@@ -67,6 +67,7 @@ export function drawItem(item) {
   const log = $("log");
   const { items } = conversation(store.open || EVERYONE);
   const index = items.lastIndexOf(item);
+  if (index < 0) return; // so old that it is gone
   const low = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
   const old = nodes.get(item);
   if (items.length === 1) log.replaceChildren();
@@ -98,7 +99,7 @@ function message(item, before) {
   }
   const body = h("div", { class: "body" });
   if (!follows || mine) {
-    body.append(h("p", { class: mine ? "who hidden" : "who" }, mine ? t("you") : item.name));
+    body.append(h("p", { class: mine ? "who hidden" : "who" }, mine ? t("you") : called(item.from, item.name)));
   }
   body.append(item.kind === "file" ? file(item, mine) : h("p", { class: "bubble", dir: "auto" }, item.text));
   const meta = h("p", { class: "meta" }, h("time", {}, time(item.at)));

@@ -52,7 +52,7 @@ async function sync() {
     store.rooms = new Map(answer.channels.map((each) => [each.channel, each.online]));
     const remembered = store.joined.size ? [...store.joined] : rememberedRooms();
     const missing = (remembered ?? [FIRST_ROOM]).filter((room) => !answer.joined.includes(room));
-    store.joined = new Set(answer.joined);
+    store.joined = new Set([...answer.joined, ...missing]); // all, so that those that fail now are asked for again
     for (const channel of missing) await comeBack(channel, remembered !== null);
     rememberRooms();
   } catch (error) {
@@ -71,9 +71,10 @@ async function sync() {
 async function comeBack(channel, again) {
   try {
     await post("/ws/subscr-channel", { channel, again });
-    store.joined.add(channel);
   } catch (error) {
-    if (error.status === 401 || !(error.status >= 400 && error.status < 500)) throw error;
+    const passing = ["no-identity", "not-connected"].includes(error.reason);
+    if (passing || !(error.status >= 400 && error.status < 500)) throw error;
+    store.joined.delete(channel);
     toast(`${channel}: ${tFailure(error, store.limits)}`);
   }
 }

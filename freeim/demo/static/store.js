@@ -33,13 +33,23 @@ export const kindOf = (id) => id.split("/", 1)[0];
 export const subjectOf = (id) => id.slice(id.indexOf("/") + 1);
 export const clientOf = (id) => Number(subjectOf(id));
 
-// Two people may have one name; then a part of the id tells them apart.
-export function nameOf(id) {
-  const name = store.names.get(id) ?? "…";
+export const nameOf = (id) => called(id, store.names.get(id) ?? "…");
+
+// Two people may have one name, or two that look the same; then a part of the id tells them apart.
+export function called(id, name) {
   for (const other of [...store.online, store.me?.id]) {
-    if (other !== id && store.names.get(other) === name) return `${name} #${String(id).slice(-3)}`;
+    if (other !== id && looks(store.names.get(other)) === looks(name)) return `${name} #${String(id).slice(-3)}`;
   }
   return name;
+}
+
+const skeletons = new Map();
+
+function looks(name) {
+  if (!skeletons.has(name)) {
+    skeletons.set(name, name?.normalize("NFKC").replace(/\p{Default_Ignorable_Code_Point}/gu, "").toLowerCase());
+  }
+  return skeletons.get(name);
 }
 
 // Returns the item, and whether it is new: a message of one's own comes back where it also went to other windows.
