@@ -18,7 +18,7 @@ CONFIG_VARIABLE: Final = "FREEIM_CONFIG"
 TEST_VARIABLES: Final = "FREEIM_TEST_"
 """Variables that begin so steer this project's tests, and a node does not look at them."""
 DEMO_VARIABLES: Final = "FREEIM_DEMO_"
-"""Variables that begin so are options of the demo, which starts a node in its own environment."""
+"""Variables that begin so are the demo's, which may be started from the same environment."""
 
 # Kubernetes and Docker put such variables into every container for a service that is called "freeim".
 _SERVICE_VARIABLE: Final = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -15,7 +14,7 @@ from typing import Final
 from freeim.config import Options
 from freeim.embedded.join import join
 from freeim.exits import Exit
-from freeim.worker import pack, unpack_banner
+from freeim.worker import start, unpack_banner
 
 KILL_SECONDS = 15.0
 """How long the workers may take to stop, beyond their drain time, until they are killed."""
@@ -58,18 +57,11 @@ class _Worker:
 
     async def run_once(self, serving: Callable[[_Worker, int], None]) -> int:
         """Run one process to its end and return its exit code; `serving` is called when its node serves."""
-        # -P keeps the current folder from shadowing modules, and the search path is handed on as it is here.
-        command = (sys.executable, "-P", "-m", "freeim.worker", self.options.node or self.options.bind)
-        environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         async with self._spawning:
             with _interrupts_blocked():
-                process = await asyncio.create_subprocess_exec(
-                    *command, env=environ, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-                )
+                process = await start(self.options, os.environ)
         self.process = process
-        assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(pack(self.options))
         line = await process.stdout.readline()
         if line:
             self.banner = unpack_banner(line)

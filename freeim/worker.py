@@ -1,4 +1,4 @@
-"""One worker of a group: a process that `freeim.supervisor` starts as ``python -m freeim.worker``.
+"""One worker of a group: a process that `freeim.supervisor` starts as ``python -m freeim.worker``; so does the demo.
 
 Its standard input is the lifeline to the supervisor: the options come on the first line, then nothing, and its end
 means that the supervisor is gone, however it went. The first and only line on its standard output is the banner; it
@@ -7,13 +7,15 @@ tells the supervisor that the node serves.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
 import os
 import signal
 import sys
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from freeim.config import Options
 from freeim.exits import Exit
@@ -25,6 +27,28 @@ _LIFELINE: Final = 0
 def pack(options: Options) -> bytes:
     """Return the first line of a worker's standard input."""
     return json.dumps(dataclasses.asdict(options)).encode() + b"\n"
+
+
+async def start(options: Options, environ: Mapping[str, str], **more: Any) -> asyncio.subprocess.Process:
+    """Start a worker, in the process that is to watch over it.
+
+    Args:
+        options: The options of its one node.
+        environ: Its environment; the search path is handed on beside it, as it is here.
+        more: See `asyncio.create_subprocess_exec`.
+    """
+    # -P keeps the current folder from shadowing modules.
+    command = (sys.executable, "-P", "-m", "freeim.worker", options.node or options.bind)
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env={**environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        **more,
+    )
+    assert process.stdin is not None
+    process.stdin.write(pack(options))
+    return process
 
 
 def unpack(line: bytes) -> Options:

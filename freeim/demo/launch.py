@@ -14,11 +14,11 @@ from typing import Final, Literal
 import uvicorn
 from starlette.applications import Starlette
 
+from freeim import worker
 from freeim.config import Options
 from freeim.demo.options import fail
 from freeim.demo.secret import VARIABLE
 from freeim.exits import Exit
-from freeim.worker import pack, unpack_banner
 
 STOP_SECONDS: Final = 20.0
 """How long the node may take to stop."""
@@ -85,19 +85,10 @@ async def run(listener: socket.socket, page: str, app: Starlette, node: Options 
 
 
 async def _start_node(options: Options) -> asyncio.subprocess.Process:
-    # A worker stops by itself when its standard input ends, so it never outlives us, however we end. -P: freeim, and
-    # not a folder of that name where we happen to be. A session of its own: a Ctrl-C of the terminal is for us, and the
-    # node ends after the app.
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "freeim.worker"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        env={name: value for name, value in os.environ.items() if name != VARIABLE},  # none of its business
-        start_new_session=True,
-    )
-    assert child.stdin is not None
-    child.stdin.write(pack(options))
-    return child
+    # A worker stops by itself when its standard input ends, so it never outlives us, however we end. The secret is none
+    # of its business. A session of its own: a Ctrl-C of the terminal is for us, and the node ends after the app.
+    environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    return await worker.start(options, environ, start_new_session=True)
 
 
 async def _until_it_serves(child: asyncio.subprocess.Process, stop: asyncio.Task[Literal[True]]) -> bool:
@@ -107,7 +98,7 @@ async def _until_it_serves(child: asyncio.subprocess.Process, stop: asyncio.Task
     await asyncio.wait([banner, stop], return_when=asyncio.FIRST_COMPLETED)
     if not banner.done() or not banner.result():
         return False
-    print(unpack_banner(banner.result()), flush=True)
+    print(worker.unpack_banner(banner.result()), flush=True)
     return True
 
 

@@ -226,17 +226,13 @@ def _describe(place: Place) -> str:
 # ---- locks: descriptors, which programs that are started do not inherit
 
 
-def _open(place: Place, name: str) -> int:
-    return os.open(place.path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-
 def _try_lock(place: Place, name: str, kind: int = fcntl.LOCK_EX) -> int | None:
     """Lock a file of a place; None where another descriptor has a lock on it that does not allow that.
 
     Raises:
         FileNotFoundError: The folder is gone, or the file was removed at this moment.
     """
-    descriptor = _open(place, name)
+    descriptor = os.open(place.path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         # Whoever ends the server removes the file: a lock on a removed one says nothing to those who come later.

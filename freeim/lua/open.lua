@@ -1,6 +1,7 @@
 -- Count one opened connection: burn its token, raise Online, mend the client's channels, publish Online.
 --
--- KEYS  1 Alive+epoch  2 Share+epoch  3 Online  4 Client+id  5 ListChan  6 Token+token (left out where it is burnt already)
+-- KEYS  1 Alive+epoch  2 Share+epoch  3 Online  4 Client+id  5 ListChan
+--       6 Token+token, left out where it is burnt already
 -- ARGV  1 prefix  2 connection number  3 client id  4 the token's JSON  5 channel of Online events
 --       6… channels to restore when the share had lost this connection (only without a token)
 -- Returns the client's number of connections, -1 for a replay, -2 FENCED (no Alive: beat first), -3 USED (token gone).
