@@ -150,14 +150,12 @@ def test_what_the_terminal_cannot_show_is_no_reason_to_stop(redis_server: RedisS
 def test_guids_and_other_names_are_options(redis_server: RedisServer) -> None:
     guid = "0a0b0c0d-1111-2222-3333-00000000abcd"
     options = ("--ids", "guid", "--path", "/im", "--prefix", "p")
-    with (
-        Server("--bind", "127.0.0.1:0", "--redis-url", redis_server.url, *options) as server,
-        Listener(redis_server, *options, guid) as listener,
-    ):
+    with Server("--bind", "127.0.0.1:0", "--redis-url", redis_server.url, *options) as server:
         server.banner()
-        listener.says(f"connected as {guid} to .*/im")
-        assert send(redis_server, "send", *options, guid, "hi").returncode == 0
-        assert listener.prints() == '"hi"'
+        with Listener(redis_server, *options, guid) as listener:
+            listener.says(f"connected as {guid} to .*/im")
+            assert send(redis_server, "send", *options, guid, "hi").returncode == 0
+            assert listener.prints() == '"hi"'
 
 
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
