@@ -5,6 +5,7 @@
 # Decoding and routing touch no socket; fan-out touches no Redis. Everything runs on the thread of the event loop.
 
 cimport cython
+from libc.stdint cimport uint32_t
 
 # Side-effect-only helpers return this instead of None: the caller checks a C int, and no reference is counted.
 cdef enum NoResult:
@@ -137,3 +138,32 @@ cdef class RespStream:
         object _on_push
         object _on_message            # (payload) for what is published to `_channel`
         object _on_invalidate         # (list of keys, or None for all)
+
+
+@cython.final
+cdef class Socket:
+    cdef:
+        Poller poller
+        object protocol               # an asyncio.Protocol; None once it was told that the connection is lost
+        bytearray queue               # what the kernel did not take yet; None where it took everything
+        readonly int fd
+        uint32_t events               # what epoll watches for
+        bint closing                  # nothing more may be written
+        bint ending                   # our side is to be ended behind the queue
+        bint lost                     # out of the epoll; connection_lost follows or has been called
+
+    cdef NoResult watch(self, uint32_t events) except NoResult.FAILED
+    cdef NoResult lose(self, int error) except NoResult.FAILED
+    cdef NoResult writable(self) except NoResult.FAILED
+    cdef NoResult readable(self, char* buffer) except NoResult.FAILED
+
+
+@cython.final
+cdef class Poller:
+    cdef:
+        int fd                        # the epoll; -1 when closed
+        object _loop
+        list _sockets                 # descriptor -> Socket or None; each until its descriptor is closed
+        char* _buffer
+
+    cdef NoResult forget(self, Socket sock) except NoResult.FAILED

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from freeim._core import HAVE_EPOLL, Poller
 from freeim.limits import raise_descriptor_limit
 
 log = logging.getLogger("freeim")
@@ -71,6 +72,8 @@ class Acceptor:
         self._sock = sock
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
+        # Elsewhere each connection gets a transport of the event loop, which costs more but does the same.
+        self._poller = Poller(self._loop) if HAVE_EPOLL else None
         self._tasks: set[asyncio.Task[object]] = set()
         self._accepting = False
         self._wanted = False
@@ -88,6 +91,12 @@ class Acceptor:
         if self._retry is not None:
             self._retry.cancel()
         self._pause()
+
+    def close(self) -> None:
+        """Accept no more, and close what is still open."""
+        self.stop()
+        if self._poller is not None:
+            self._poller.close()
 
     def closed(self) -> None:
         """A connection that was accepted here has been closed."""
@@ -113,7 +122,7 @@ class Acceptor:
                 self._pause()
                 return
             try:
-                conn, _address = self._sock.accept()
+                self._accept_one()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -124,10 +133,21 @@ class Acceptor:
                 self._pause()
                 self._retry = self._loop.call_later(RETRY_SECONDS, self._resume)
                 return
+
+    def _accept_one(self) -> None:
+        if self._poller is not None:
             self.open += 1
-            task = self._loop.create_task(self._adopt(conn))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            try:
+                self._poller.accept(self._sock.fileno(), self._protocol)
+            except OSError:
+                self.open -= 1
+                raise
+            return
+        conn, _address = self._sock.accept()
+        self.open += 1
+        task = self._loop.create_task(self._adopt(conn))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _adopt(self, conn: socket.socket) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -12,6 +13,8 @@ from urllib.parse import unquote
 
 MAX_HEADERS: Final = 100
 """Header lines of one request; browsers send about fifteen."""
+
+_WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
@@ -122,6 +125,20 @@ def websocket_key(request: Request) -> str:
     if not valid:
         raise Refusal(400, "malformed Sec-WebSocket-Key header")
     return key
+
+
+def switching_protocols(key: str) -> bytes:
+    """Return the 101 that opens a WebSocket.
+
+    Args:
+        key: The request's Sec-WebSocket-Key.
+    """
+    accept = base64.b64encode(hashlib.sha1(key.encode() + _WEBSOCKET_GUID, usedforsecurity=False).digest())
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: "
+        + accept
+        + b"\r\n\r\n"
+    )
 
 
 def token_of(request: Request) -> str:

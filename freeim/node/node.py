@@ -129,7 +129,7 @@ class Node:
                     async with asyncio.timeout(RELEASE_TIMEOUT):
                         await self._presence.release()
         finally:  # also where the stop is cancelled
-            self._acceptor.stop()
+            self._acceptor.close()
             sock.close()
             for task in self._tasks:
                 task.cancel()

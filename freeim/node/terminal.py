@@ -1,7 +1,7 @@
-"""The protocol of a WebSocket connection: picows reads the frames, everything that is written goes through the core.
+"""The protocol of a WebSocket connection after its 101.
 
-The handshake hands its transport over after the token was found good. picows takes part as a reader: it gets this
-object as its transport, so that the Close frames it writes for broken peers keep their place in the outbox.
+Everything that is written goes through the core. Of what is read, the few frames that terminals usually send are known
+at sight; a terminal that sends anything else gets a `FrameReader`, in which picows reads from then on.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from picows import WSFrame, WSListener, WSMsgType
-from picows.picows import WSAutoPingStrategy, WSProtocol, WSTransport  # type: ignore[attr-defined]  # no stub has it
+from picows import WSFrame, WSListener, WSMsgType, WSTransport
+from picows.picows import WSAutoPingStrategy, WSProtocol  # type: ignore[attr-defined]  # no stub has it
 
-from freeim._core import Connection, control_frame
+from freeim._core import Connection, control_frame, small_frame, unmask
 from freeim.errors import CloseCode
 from freeim.node.handshake import end_side
+from freeim.node.http import switching_protocols
 
 if TYPE_CHECKING:
     from freeim.node.connections import Connections
@@ -31,10 +32,10 @@ PING: Final = control_frame(OP_PING, b"")
 # Close codes that picows takes (it refuses the other wrong ones below 3000), and that must not be echoed.
 _NOT_IN_A_FRAME: Final = (0, 1006)
 
-# What picows checks once more has been checked before the token; it gets the least that it takes.
+# picows begins with a handshake, which is over already when it is asked for; it gets the least that it takes.
 _HEAD: Final = (
-    "GET / HTTP/1.1\r\nHost: -\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {}\r\n\r\n"
+    b"GET / HTTP/1.1\r\nHost: -\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
 )
 
 
@@ -48,49 +49,111 @@ def close_frame(code: int, reason: str = "") -> bytes:
     return control_frame(OP_CLOSE, code.to_bytes(2, "big") + reason.encode())
 
 
-class _NoSocket:
-    """Stands in for the socket in front of picows, which would set and log options that are set already."""
-
-    def fileno(self) -> int:
-        return -1
-
-    def setsockopt(self, *_: object) -> None:
-        pass
-
-    def getsockopt(self, *_: object) -> int:
-        return 0
-
-
-_NO_SOCKET: Final = _NoSocket()
-
-
-class Terminal(WSListener):
-    """One WebSocket connection: listener, transport and logger of picows in one object.
+class Terminal(asyncio.Protocol):
+    """One WebSocket connection.
 
     Args:
         connections: The node's connections.
         connection: The core's part of this one.
-        transport: The asyncio transport that the handshake had.
+        transport: The transport that the handshake had.
     """
 
-    __slots__ = ("_broken", "_connections", "_message_size", "_transport", "connection", "ping_slot")
+    __slots__ = ("_broken", "_connections", "_reader", "_transport", "connection", "ping_slot")
 
     def __init__(self, connections: Connections, connection: Connection, transport: asyncio.Transport) -> None:
-        super().__init__()
         self.connection = connection
         self.ping_slot = -1
         self._connections = connections
         self._transport = transport
-        self._message_size = -1  # bytes of the fragmented message so far; -1 between messages
+        self._reader: FrameReader | None = None
         self._broken = False
 
     def start(self, key: str, rest: bytes) -> None:
         """Answer with the 101 and go on with the bytes that came after the request."""
-        protocol = WSProtocol(
+        raw = self._transport
+        # From here on the transport reports every queued byte, so that no direct send overtakes one.
+        raw.set_write_buffer_limits(high=0)
+        raw.set_protocol(self)
+        raw.write(switching_protocols(key))
+        self.connection.attach_transport(raw, raw.get_extra_info("socket").fileno())
+        self._connections.opened(self)
+        if rest:
+            self.data_received(rest)
+
+    # ---- asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        if self._reader is None:
+            opcode = small_frame(data)
+            if opcode:
+                self.connection.awaiting_pong = False
+                if opcode == OP_PING:
+                    self.connection.send_control(control_frame(OP_PONG, unmask(data)))
+                return
+            self._reader = FrameReader(self, self._connections.options.max_inbound)
+        if not self._broken:
+            self._reader.feed(data)
+
+    def pause_writing(self) -> None:
+        self.connection.set_blocked(True)
+
+    def resume_writing(self) -> None:
+        self.connection.set_blocked(False)
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.end()
+        self._connections.gone(self)
+
+    # ---- what a FrameReader finds
+
+    @property
+    def broken(self) -> bool:
+        """Whether the peer broke the protocol: whatever it still sends means nothing."""
+        return self._broken
+
+    def closed_by_peer(self, code: int) -> None:
+        """The peer sent its Close frame: answer, and end the connection."""
+        self._connections.close(self.connection, code)
+        self.connection.flush_now()
+        self._transport.close()
+
+    def fail(self, code: int, reason: str) -> None:
+        """Close because of what the peer sent."""
+        self.fail_with(close_frame(code, reason), code, reason)
+
+    def fail_with(self, frame: bytes, code: int, reason: str) -> None:
+        """Close because of what the peer sent, with a Close frame that exists already."""
+        self._broken = True
+        if not self.connection.closing:
+            self._connections.broken(self.connection, code, reason)
+        self._connections.close(self.connection, code, frame=frame)
+        self.connection.flush_now()
+        if self.connection.transport is not None:
+            end_side(self._transport)
+
+
+class FrameReader(WSListener):
+    """Reads the frames of one terminal: listener, transport and logger of picows in one object.
+
+    Args:
+        terminal: Whose frames.
+        max_inbound: Bytes of a message.
+    """
+
+    __slots__ = ("_max_inbound", "_message_size", "_protocol", "_terminal")
+
+    def __init__(self, terminal: Terminal, max_inbound: int) -> None:
+        super().__init__()
+        self._terminal = terminal
+        self._max_inbound = max_inbound
+        self._message_size = -1  # bytes of the fragmented message so far; -1 between messages
+        self._protocol: Any = WSProtocol(
             None,  # host_port
             None,  # ws_path
             False,  # is_client_side
-            self._listen,  # ws_listener_factory
+            lambda _request: self,  # ws_listener_factory
             self,  # logger
             True,  # disconnect_on_exception
             None,  # websocket_handshake_timeout
@@ -99,97 +162,65 @@ class Terminal(WSListener):
             0,  # auto_ping_reply_timeout
             WSAutoPingStrategy.PING_WHEN_IDLE,
             False,  # enable_auto_pong
-            self._connections.options.max_inbound,  # max_frame_size
+            max_inbound,  # max_frame_size
             None,  # extra_headers
             2048,  # read_buffer_init_size, the least that picows takes
         )
-        # From here on the transport reports every queued byte, so that no direct send overtakes one.
-        self._transport.set_write_buffer_limits(high=0)
-        self._transport.set_protocol(protocol)
-        protocol.connection_made(self)
-        data = _HEAD.format(key).encode() + rest
-        while data and not self._broken:
+        self._protocol.connection_made(self)
+        self.feed(_HEAD)
+
+    def feed(self, data: bytes) -> None:
+        """Read bytes that came from the terminal."""
+        protocol = self._protocol
+        while data and not self._terminal.broken:
             buffer = protocol.get_buffer(-1)
             size = min(len(buffer), len(data))
             buffer[:size] = data[:size]
             data = data[size:]
             protocol.buffer_updated(size)
 
-    def _listen(self, _request: object) -> Terminal:
-        return self
+    def end(self) -> None:
+        """The connection is gone. Without this the protocol and this reader would keep each other."""
+        protocol, self._protocol = self._protocol, None
+        protocol.connection_lost(None)
 
     # ---- WSListener
 
-    def on_ws_connected(self, _transport: WSTransport) -> None:
-        raw = self._transport
-        tls = raw.get_extra_info("ssl_object") is not None
-        self.connection.attach_transport(raw, -1 if tls else raw.get_extra_info("socket").fileno())
-        self._connections.opened(self)
-
     def on_ws_frame(self, _transport: WSTransport, frame: WSFrame) -> None:
-        if self._broken:
+        terminal = self._terminal
+        if terminal.broken:
             return
-        self.connection.awaiting_pong = False
+        terminal.connection.awaiting_pong = False
         kind = frame.msg_type
         if frame.rsv1 or frame.rsv2 or frame.rsv3:
-            self._fail(CloseCode.PROTOCOL_ERROR, "reserved bits are set, but no extension was agreed on")
+            terminal.fail(CloseCode.PROTOCOL_ERROR, "reserved bits are set, but no extension was agreed on")
         elif kind == WSMsgType.PING:
-            self.connection.send_control(control_frame(OP_PONG, frame.get_payload_as_bytes()))
+            terminal.connection.send_control(control_frame(OP_PONG, frame.get_payload_as_bytes()))
         elif kind == WSMsgType.CLOSE:
-            self._closed_by_peer(frame)
+            self._read_close(frame)
         elif kind != WSMsgType.PONG:
             self._ignore_message(kind, frame)
-
-    def on_ws_disconnected(self, _transport: WSTransport | None) -> None:
-        self._connections.gone(self)
-
-    def pause_writing(self) -> None:
-        self.connection.set_blocked(True)
-
-    def resume_writing(self) -> None:
-        self.connection.set_blocked(False)
 
     def _ignore_message(self, kind: WSMsgType, frame: WSFrame) -> None:
         """Data frames carry nothing for a node, but must be well-formed and small."""
         if (kind == WSMsgType.CONTINUATION) != (self._message_size >= 0):
-            self._fail(CloseCode.PROTOCOL_ERROR, "a fragment is out of place")
+            self._terminal.fail(CloseCode.PROTOCOL_ERROR, "a fragment is out of place")
             return
         size = max(self._message_size, 0) + frame.payload_size
-        if size > self._connections.options.max_inbound:
-            self._fail(CloseCode.MESSAGE_TOO_BIG, "the message is too long")
+        if size > self._max_inbound:
+            self._terminal.fail(CloseCode.MESSAGE_TOO_BIG, "the message is too long")
             return
         self._message_size = -1 if frame.fin else size
 
-    def _closed_by_peer(self, frame: WSFrame) -> None:
+    def _read_close(self, frame: WSFrame) -> None:
         code = frame.get_close_code().value
         if not frame.payload_size:
             # Without a code from the peer the answer is a normal closure; picows calls that 0.
             code = int(CloseCode.NORMAL)
         elif code in _NOT_IN_A_FRAME or code >= 5000:
-            self._fail(CloseCode.PROTOCOL_ERROR, f"the close code {code} must not stand in a frame")
+            self._terminal.fail(CloseCode.PROTOCOL_ERROR, f"the close code {code} must not stand in a frame")
             return
-        self._connections.close(self.connection, code)
-        self.connection.flush_now()
-        self._transport.close()
-
-    def _fail(self, code: CloseCode, reason: str) -> None:
-        """Close because of what the peer sent."""
-        self._break(close_frame(code, reason), code, reason)
-
-    def _break(self, frame: bytes, code: int, reason: str) -> None:
-        self._broken = True
-        if not self.connection.closing:
-            self._connections.broken(self.connection, code, reason)
-        self._connections.close(self.connection, code, frame=frame)
-        self.connection.flush_now()
-        # Not here: picows is still reading from the buffer of the protocol that is to be replaced.
-        asyncio.get_running_loop().call_soon(self._linger)
-
-    def _linger(self) -> None:
-        if self.connection.transport is None:
-            return
-        self._transport.set_protocol(Lingering(self))
-        end_side(self._transport)
+        self._terminal.closed_by_peer(code)
 
     # ---- the transport that picows sees
 
@@ -200,11 +231,10 @@ class Terminal(WSListener):
         return 1  # never 0: picows must not use the descriptor on its own
 
     def write(self, data: bytes | bytearray) -> None:
-        if self.connection.held:
-            self._transport.write(bytes(data))  # the 101
-        elif not self._broken and len(data) >= 4 and data[0] == 0x80 | OP_CLOSE:
-            # picows writes nothing else by itself: what it found wrong, with code and reason.
-            self._break(bytes(data), int.from_bytes(data[2:4], "big"), bytes(data[4:]).decode("utf-8", "replace"))
+        # What picows writes by itself, beside the 101 that was sent long ago: what it found wrong, with code and reason.
+        if not self._terminal.broken and len(data) >= 4 and data[0] == 0x80 | OP_CLOSE:
+            reason = bytes(data[4:]).decode("utf-8", "replace")
+            self._terminal.fail_with(bytes(data), int.from_bytes(data[2:4], "big"), reason)
 
     def close(self) -> None:
         """Ignored: the node closes, in its own order and time."""
@@ -225,20 +255,17 @@ class Terminal(WSListener):
         log.exception("internal error: " + message, *args)
 
 
-class Lingering(asyncio.Protocol):
-    """After a Close frame for a peer that broke the protocol: read on, so that the frame is not lost to a reset."""
+class _NoSocket:
+    """Stands in for the socket in front of picows, which would set and log options that are set already."""
 
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
+    def fileno(self) -> int:
+        return -1
 
-    def data_received(self, _data: bytes) -> None:
+    def setsockopt(self, *_: object) -> None:
         pass
 
-    def pause_writing(self) -> None:
-        self._terminal.pause_writing()
+    def getsockopt(self, *_: object) -> int:
+        return 0
 
-    def resume_writing(self) -> None:
-        self._terminal.resume_writing()
 
-    def connection_lost(self, _exc: Exception | None) -> None:
-        self._terminal.on_ws_disconnected(None)
+_NO_SOCKET: Final = _NoSocket()

@@ -1,0 +1,276 @@
+# The sockets of terminals. A transport of the event loop costs kilobytes and a dozen objects for each connection, so
+# they have an epoll of their own, which the loop watches as if it were one reader. Linux only; see HAVE_EPOLL.
+
+
+cdef enum:
+    EVENTS_PER_TURN = 64      # sockets that are looked at before the loop does anything else
+    INBOUND_BUFFER = 65536    # terminals send next to nothing, so all of them share one
+
+
+cdef class Socket:
+    """The transport of one TCP connection: what of `asyncio.Transport` a node uses, and nothing more.
+
+    Each byte that the kernel does not take at once is reported: `pause_writing` when the queue is no longer empty,
+    `resume_writing` when it is again. The descriptor is closed only after `connection_lost` has returned.
+    """
+
+    def fileno(self):
+        """Return the descriptor."""
+        return self.fd
+
+    def get_extra_info(self, name, default=None):
+        """Return ``socket``, something that has a ``fileno``, or ``peername``."""
+        if name == "socket":
+            return self
+        if name != "peername":
+            return default
+        sock = socket.socket(fileno=self.fd)
+        try:
+            return sock.getpeername()
+        except OSError:
+            return default
+        finally:
+            sock.detach()
+
+    def set_protocol(self, protocol):
+        """Hand the connection to another protocol."""
+        self.protocol = protocol
+
+    def set_write_buffer_limits(self, high=None, low=None):
+        """Ignored: every queued byte is reported."""
+
+    def get_write_buffer_size(self):
+        """Return how many bytes wait for the kernel."""
+        return 0 if self.queue is None else len(self.queue)
+
+    def is_closing(self):
+        """Whether `close` or `abort` has been called, or the peer has gone."""
+        return self.closing
+
+    def can_write_eof(self):
+        """Return True."""
+        return True
+
+    def pause_reading(self):
+        """Read nothing until `resume_reading`."""
+        self.watch(self.events & ~EPOLLIN)
+
+    def resume_reading(self):
+        """Read on."""
+        if not self.closing:
+            self.watch(self.events | EPOLLIN)
+
+    def write(self, data):
+        """Send, or queue what the kernel does not take."""
+        cdef const uint8_t[::1] view = data
+        cdef Py_ssize_t size = view.shape[0]
+        cdef ssize_t sent
+        if self.closing or size == 0:
+            return
+        if self.queue is not None:
+            self.queue += data
+            return
+        sent = c_send(self.fd, &view[0], size, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if sent < 0:
+            if errno != EAGAIN and errno != EINTR:
+                self.lose(errno)
+                return
+            sent = 0
+        if sent < size:
+            self.queue = bytearray(view[sent:])
+            self.watch(self.events | EPOLLOUT)
+            self.protocol.pause_writing()
+
+    def write_eof(self):
+        """End our side of the connection behind what is queued.
+
+        Raises:
+            OSError: The peer has gone.
+        """
+        if self.queue is not None:
+            self.ending = True
+        elif shutdown(self.fd, SHUT_WR) < 0:
+            raise OSError(errno, os.strerror(errno))
+
+    def close(self):
+        """Close the connection behind what is queued."""
+        if self.closing:
+            return
+        self.closing = True
+        if self.queue is None:
+            self.lose(0)
+        else:
+            self.watch(EPOLLOUT)
+
+    def abort(self):
+        """Close the connection now."""
+        self.lose(0)
+
+    cdef NoResult watch(self, uint32_t events) except NoResult.FAILED:
+        cdef epoll_event event
+        if self.lost or events == self.events:
+            return NoResult.DONE
+        self.events = event.events = events
+        event.data.fd = self.fd
+        epoll_ctl(self.poller.fd, EPOLL_CTL_MOD, self.fd, &event)
+        return NoResult.DONE
+
+    cdef NoResult lose(self, int error) except NoResult.FAILED:
+        """The connection ends: nothing is sent or read any more; its protocol hears of it in the loop's next turn."""
+        if self.lost:
+            return NoResult.DONE
+        self.lost = self.closing = True
+        self.queue = None
+        epoll_ctl(self.poller.fd, EPOLL_CTL_DEL, self.fd, NULL)
+        self.poller._loop.call_soon(self._finish, error)
+        return NoResult.DONE
+
+    def _finish(self, int error):
+        protocol, self.protocol = self.protocol, None
+        try:
+            if protocol is not None:  # else the poller was closed meanwhile
+                protocol.connection_lost(OSError(error, os.strerror(error)) if error else None)
+        finally:
+            self.poller.forget(self)
+
+    cdef NoResult writable(self) except NoResult.FAILED:
+        cdef ssize_t sent
+        if self.queue is None:
+            return NoResult.DONE
+        sent = c_send(self.fd, PyByteArray_AS_STRING(self.queue), PyByteArray_GET_SIZE(self.queue),
+                      MSG_NOSIGNAL | MSG_DONTWAIT)
+        if sent < 0:
+            if errno != EAGAIN and errno != EINTR:
+                self.lose(errno)
+            return NoResult.DONE
+        if sent < PyByteArray_GET_SIZE(self.queue):
+            del self.queue[:sent]
+            return NoResult.DONE
+        self.queue = None
+        if self.closing:
+            self.lose(0)
+            return NoResult.DONE
+        self.watch(self.events & ~EPOLLOUT)
+        if self.ending:
+            shutdown(self.fd, SHUT_WR)
+        self.protocol.resume_writing()
+        return NoResult.DONE
+
+    cdef NoResult readable(self, char* buffer) except NoResult.FAILED:
+        cdef ssize_t got
+        if not self.events & EPOLLIN:
+            # Nothing is to be read, so this is a reset, or both sides have ended.
+            self.lose(0)
+            return NoResult.DONE
+        got = recv(self.fd, buffer, INBOUND_BUFFER, MSG_DONTWAIT)
+        if got > 0:
+            self.protocol.data_received(PyBytes_FromStringAndSize(buffer, got))
+        elif got < 0:
+            if errno != EAGAIN and errno != EINTR:
+                self.lose(errno)
+        elif self.protocol.eof_received():
+            self.watch(self.events & ~EPOLLIN)
+        else:
+            self.close()
+        return NoResult.DONE
+
+
+cdef class Poller:
+    """Accepts connections and watches their sockets.
+
+    Args:
+        loop: The event loop.
+    """
+
+    def __init__(self, loop):
+        self._loop = loop
+        self._sockets = []
+        self._buffer = <char*>malloc(INBOUND_BUFFER)
+        if self._buffer == NULL:
+            raise MemoryError()
+        self.fd = epoll_create1(EPOLL_CLOEXEC)
+        if self.fd < 0:
+            raise OSError(errno, os.strerror(errno))
+        loop.add_reader(self.fd, self._turn)
+
+    def __cinit__(self):
+        self.fd = -1
+        self._buffer = NULL
+
+    def __dealloc__(self):
+        free(self._buffer)
+        if self.fd >= 0:
+            close_fd(self.fd)
+
+    def accept(self, int listener, protocol):
+        """Accept a connection.
+
+        Args:
+            listener: The descriptor of a listening socket that does not block.
+            protocol: Makes the connection's protocol.
+
+        Raises:
+            OSError: As of ``socket.accept``.
+        """
+        cdef:
+            Socket sock = Socket.__new__(Socket)
+            epoll_event event
+            int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd < 0:
+            raise OSError(errno, os.strerror(errno))
+        sock.fd = fd
+        sock.poller = self
+        sock.events = event.events = EPOLLIN
+        event.data.fd = fd
+        if epoll_ctl(self.fd, EPOLL_CTL_ADD, fd, &event) < 0:
+            error = errno
+            close_fd(fd)
+            raise OSError(error, os.strerror(error))
+        while fd >= len(self._sockets):
+            self._sockets.append(None)
+        self._sockets[fd] = sock
+        sock.protocol = protocol()
+        sock.protocol.connection_made(sock)
+
+    def close(self):
+        """Stop watching, and close what is still open."""
+        cdef Socket sock
+        if self.fd < 0:
+            return
+        self._loop.remove_reader(self.fd)
+        for sock in self._sockets:
+            if sock is not None:
+                sock.lost = sock.closing = True
+                sock.protocol = None
+                close_fd(sock.fd)
+        self._sockets.clear()
+        close_fd(self.fd)
+        self.fd = -1
+
+    cdef NoResult forget(self, Socket sock) except NoResult.FAILED:
+        if self.fd >= 0:
+            self._sockets[sock.fd] = None
+            close_fd(sock.fd)
+        return NoResult.DONE
+
+    def _turn(self):
+        cdef:
+            epoll_event events[EVENTS_PER_TURN]
+            Socket sock
+            int count = epoll_wait(self.fd, events, EVENTS_PER_TURN, 0)
+            int i
+        for i in range(count):
+            # One that was closed and opened anew since is asked for nothing: its recv says that there is nothing.
+            sock = <Socket>self._sockets[events[i].data.fd]
+            if sock is None or sock.lost:
+                continue
+            try:
+                if events[i].events & EPOLLOUT:
+                    sock.writable()
+                if events[i].events & ~<uint32_t>EPOLLOUT and not sock.lost:
+                    sock.readable(self._buffer)
+            except Exception as error:
+                self._loop.call_exception_handler(
+                    {"message": "internal error: a connection is cut", "exception": error, "protocol": sock.protocol}
+                )
+                sock.lose(0)
