@@ -7,7 +7,7 @@ def small_frame(bytes data not None):
 
     Returns:
         The opcode, where it is exactly one frame as a well-behaved terminal sends it: whole, final, masked, at most 125
-        bytes, and text (1), binary (2), ping (9) or pong (10). Else 0.
+        bytes, and text (1), binary (2), close (8), ping (9) or pong (10). Else 0.
     """
     cdef:
         const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(data)
@@ -16,7 +16,7 @@ def small_frame(bytes data not None):
     if size < 6 or size > 131 or at[1] != 0x80 + size - 6 or at[0] & 0xF0 != 0x80:
         return 0
     opcode = at[0] & 0x0F
-    return opcode if opcode == 1 or opcode == 2 or opcode == 9 or opcode == 10 else 0
+    return opcode if opcode == 1 or opcode == 2 or 8 <= opcode <= 10 else 0
 
 
 def unmask(bytes data not None):

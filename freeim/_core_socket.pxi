@@ -14,6 +14,9 @@ cdef class Socket:
     `resume_writing` when it is again. The descriptor is closed only after `connection_lost` has returned.
     """
 
+    def __init__(self):
+        raise TypeError("a Socket is made by Poller.accept")
+
     def fileno(self):
         """Return the descriptor."""
         return self.fd

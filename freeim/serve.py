@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from freeim.collector import pace_collector
 from freeim.config import Options
 from freeim.errors import ConfigError, NodeReplaced, RedisUnavailable
 from freeim.exits import Exit
@@ -71,6 +72,7 @@ async def _serve(
         raise ConfigError(
             f"cannot listen on {options.bind}: {error.strerror or error}; choose another --bind"
         ) from error
+    pace_collector(asyncio.get_running_loop())
     announce(node.banner())
     finished = asyncio.ensure_future(node.finished())
     await _first(finished, told)

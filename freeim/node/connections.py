@@ -335,6 +335,7 @@ class Connections:
         if connection.transport is None:
             return
         connection.detach_transport()
+        connection.owner = None  # else the two would keep each other, and no collector looks at what is old
         self._closing.finish(terminal)
         self._pings.remove(terminal, terminal.ping_slot)
         self._leave(connection)

@@ -17,7 +17,8 @@ MAX_HEADERS: Final = 100
 _WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_FIELD_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+# The possessive quantifiers (++) keep a malformed head from being tried in every possible way.
+_HEADER_LINES: Final = re.compile(rb"(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+)*+")
 _TARGET: Final = re.compile(rb"/[\x21-\x7e]*")
 _ABSOLUTE: Final = re.compile(rb"\Ahttps?://[\x21-\x2e\x30-\x7e]+(?=/)", re.IGNORECASE)
 _HOST: Final = re.compile(rb"[\x21-\x7e]+")
@@ -66,7 +67,7 @@ def parse_head(head: bytes) -> Request:
     Raises:
         Refusal: 400 for a malformed head, 431 for too many header lines.
     """
-    request_line, *lines = head.split(b"\r\n")
+    request_line, line_end, rest = head.partition(b"\r\n")
     parts = request_line.split(b" ")
     if len(parts) == 3:
         parts[1] = _ABSOLUTE.sub(b"", parts[1])  # the form for proxies (RFC 9112, section 3.2.2)
@@ -77,18 +78,18 @@ def parse_head(head: bytes) -> Request:
         raise Refusal(400, "malformed HTTP version")
     if version[1] != b"1":
         raise Refusal(505, "this server speaks HTTP/1.1")
+    lines = rest.decode("latin-1").split("\r\n") if line_end else []
     if len(lines) > MAX_HEADERS:
         raise Refusal(431, f"more than {MAX_HEADERS} header lines")
+    if not _HEADER_LINES.fullmatch(line_end + rest):
+        raise Refusal(400, "malformed header line")
     headers: dict[str, str] = {}
     for line in lines:
-        name, colon, value = line.partition(b":")
-        value = value.strip(b" \t")
-        if not colon or not _TOKEN.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
-            raise Refusal(400, "malformed header line")
-        key = name.decode().lower()
+        name, _, value = line.partition(":")
+        key = name.lower()
         if key == "host" and key in headers:
             raise Refusal(400, "more than one Host header")
-        text = value.decode("latin-1")
+        text = value.strip(" \t")
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
     minor = int(version[2])
     if minor >= 1 and not _HOST.fullmatch(headers.get("host", "").encode("latin-1")):

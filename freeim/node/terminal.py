@@ -29,6 +29,9 @@ OP_PONG: Final = 0xA
 
 PING: Final = control_frame(OP_PING, b"")
 
+# What follows most Close frames: the peer's code, or none, which is answered with a normal closure. No reason.
+_USUAL_CLOSES: Final = {b"": 1000, b"\x03\xe8": 1000, b"\x03\xe9": 1001}
+
 # Close codes that picows takes (it refuses the other wrong ones below 3000), and that must not be echoed.
 _NOT_IN_A_FRAME: Final = (0, 1006)
 
@@ -84,15 +87,26 @@ class Terminal(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._reader is None:
-            opcode = small_frame(data)
-            if opcode:
-                self.connection.awaiting_pong = False
-                if opcode == OP_PING:
-                    self.connection.send_control(control_frame(OP_PONG, unmask(data)))
+            if self._read_usual(data):
                 return
             self._reader = FrameReader(self, self._connections.options.max_inbound)
         if not self._broken:
             self._reader.feed(data)
+
+    def _read_usual(self, data: bytes) -> bool:
+        """Read what is one usual frame; False where it is anything else."""
+        opcode = small_frame(data)
+        if not opcode:
+            return False
+        if opcode == OP_CLOSE:
+            code = _USUAL_CLOSES.get(unmask(data))
+            if code is None:
+                return False
+            self.closed_by_peer(code)
+        elif opcode == OP_PING:
+            self.connection.send_control(control_frame(OP_PONG, unmask(data)))
+        self.connection.awaiting_pong = False
+        return True
 
     def pause_writing(self) -> None:
         self.connection.set_blocked(True)
@@ -231,7 +245,7 @@ class FrameReader(WSListener):
         return 1  # never 0: picows must not use the descriptor on its own
 
     def write(self, data: bytes | bytearray) -> None:
-        # What picows writes by itself, beside the 101 that was sent long ago: what it found wrong, with code and reason.
+        # Beside the 101, which was sent long ago, picows writes by itself only what it found wrong: code and reason.
         if not self._terminal.broken and len(data) >= 4 and data[0] == 0x80 | OP_CLOSE:
             reason = bytes(data[4:]).decode("utf-8", "replace")
             self._terminal.fail_with(bytes(data), int.from_bytes(data[2:4], "big"), reason)

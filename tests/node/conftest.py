@@ -8,14 +8,29 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
+from freeim import _core
+from freeim.node import accept
+
 # What a peer sees here depends on the transport below, and a node is to work on both.
-ON_BOTH_LOOPS = {"test_bad_frames", "test_closing", "test_handshake", "test_health", "test_refused"}
+ON_BOTH_TRANSPORTS = {"test_bad_frames", "test_closing", "test_handshake", "test_health", "test_refused"}
+
+
+def uvloop_and_epoll() -> asyncio.AbstractEventLoop:
+    """Sockets under the core's epoll, as `freeim-server` has them."""
+    vars(accept)["HAVE_EPOLL"] = _core.HAVE_EPOLL
+    return uvloop.new_event_loop()
+
+
+def asyncio_transports() -> asyncio.AbstractEventLoop:
+    """Transports of the loop, as on a system without epoll; and asyncio's own loop."""
+    vars(accept)["HAVE_EPOLL"] = False
+    return asyncio.new_event_loop()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run all tests in uvloop, as `freeim-server` does, and some in plain asyncio too."""
-    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
-    if item.path.stem in ON_BOTH_LOOPS:
-        loops["asyncio"] = asyncio.new_event_loop
+    """Run all tests as `freeim-server` does, and some on the transports of a loop too."""
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop_and_epoll}
+    if item.path.stem in ON_BOTH_TRANSPORTS:
+        loops["asyncio"] = asyncio_transports
     return loops
