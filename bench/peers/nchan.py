@@ -16,10 +16,9 @@ CONFIG: Final = """
 load_module {module};
 daemon off;
 worker_processes 1;
-worker_rlimit_nofile 65536;
 pid {folder}/nginx.pid;
 error_log stderr error;
-events {{ worker_connections 60000; }}
+events {{ worker_connections 20000; }}
 http {{
     access_log off;
     keepalive_requests 100000000;
