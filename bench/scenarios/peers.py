@@ -187,7 +187,10 @@ class _Side:
             complete = 0
             while complete < self._count:
                 if time.monotonic() > until:
-                    raise PeerError(f"{complete} of {self._count} clients get messages {READY_SECONDS} s after the 101")
+                    raise PeerError(
+                        f"{self._server.name}: {complete} of {self._count} clients get messages {READY_SECONDS:g} s "
+                        "after their 101"
+                    )
                 stream = self._begin()
                 send(stream)
                 self._crowd.wait(seconds=2.0)
