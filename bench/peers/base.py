@@ -129,10 +129,15 @@ class PythonPeer(Peer):
 
     def missing(self) -> str | None:
         """Try to import what it needs."""
-        done = subprocess.run([self.python, "-c", f"import {', '.join(self.modules)}"], capture_output=True, text=True)
-        if done.returncode == 0:
-            return None
-        reason = (done.stderr.strip().splitlines() or ["it cannot be started"])[-1]
+        command = [self.python, "-c", f"import {', '.join(self.modules)}"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            reason = str(error)
+        else:
+            if done.returncode == 0:
+                return None
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return f"{self.python} -m pip install {' '.join(self.packages)} ({reason})"
 
     def version(self) -> str:

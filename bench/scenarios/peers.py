@@ -191,7 +191,8 @@ class _Side:
                         f"{self._server.name}: {complete} of {self._count} clients get messages {READY_SECONDS:g} s "
                         "after their 101"
                     )
-                stream = self._begin()
+                stream = next(_streams)
+                self._begin()
                 send(stream)
                 self._crowd.wait(seconds=2.0)
                 complete = self._crowd.complete(stream, 1)
@@ -200,7 +201,8 @@ class _Side:
     def fanout(self) -> float:
         """Send to everybody, the next when all have the one before; return the CPU of a delivery."""
         messages = self._settings.many(FANOUT)
-        stream = self._begin()
+        stream = next(_streams)
+        self._begin()
         cpu = self._server.cpu()
         for number in range(1, messages + 1):
             self._send_to_all(stream, number)
@@ -213,16 +215,15 @@ class _Side:
         """Send to clients chosen at random; return the CPU of a message."""
         messages = self._settings.many(DIRECT)
         dice = random.Random(seed)
-        stream = self._begin()
-        send = self._prepare(stream, [dice.randint(1, self._count) for _ in range(messages)])
+        send = self._prepare(next(_streams), [dice.randint(1, self._count) for _ in range(messages)])
+        self._begin()
         cpu = self._server.cpu()
         send()
         self._crowd.wait([1] * messages, seconds=LOST_SECONDS)  # how many, not who: the crowd is one process
         return self._end(cpu, messages)
 
-    def _begin(self) -> int:
+    def _begin(self) -> None:
         self._crowd.begin(self._settings.size, self._settings.pause)
-        return next(_streams)
 
     def _end(self, cpu: float, expected: int) -> float:
         tally = self._crowd.watch(SETTLE_SECONDS)
@@ -253,9 +254,9 @@ class _Side:
 class _BareSide(_Side):
     """The yardstick, which sends by itself."""
 
-    def _begin(self) -> int:
+    def _begin(self) -> None:
         self._server.ask(f"begin {self._settings.size}")
-        return super()._begin()
+        super()._begin()
 
     def _send_to_all(self, stream: int, number: int = 1) -> None:
         del number  # it counts by itself

@@ -15,6 +15,7 @@ from bench.peers.base import Peer, PythonPeer, RedisSender, Sender, Server
 from bench.peers.websockets import WebsocketsPeer
 from bench.scenarios import peers
 from bench.stand import Settings
+from tests.docs.pages import ROOT
 
 FIGURES = ("storm", "storm_bare", "fanout", "fanout_bare", "direct", "direct_bare", "memory", "memory_freeim")
 
@@ -94,6 +95,13 @@ def test_an_interpreter_that_has_nothing_misses_all_python_peers(kind: type[Pyth
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
     python.chmod(0o755)
     assert (kind(str(python)).missing() or "").startswith(f"{python} -m pip install ")
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_the_page_says_how_to_install_a_peer_as_the_report_does(kind: type[Peer], bare_path: None) -> None:
+    how = (kind("/nowhere/python").missing() or "").removeprefix("/nowhere/python -m ").partition(" (")[0]
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").replace('"', "")
+    assert f"`{how}`" in next(line for line in page.splitlines() if line.startswith(f"| `{kind.name}` |"))
 
 
 def test_a_peer_that_does_not_start_is_noted_and_the_next_is_measured(
