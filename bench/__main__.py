@@ -28,6 +28,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fifty", type=int, default=50_000, help="connections of that scenario (default 50000)")
     parser.add_argument("--quick", action="store_true", help="500 connections, 2 short rounds: to see that it works")
     parser.add_argument("--redis", metavar="URL", help="a Redis to use; by default the embedded one")
+    parser.add_argument(
+        "--peer-python", metavar="PATH", default=sys.executable, help="an interpreter that has the servers of `peers`"
+    )
     parser.add_argument("--output", type=Path, default=HERE.parent / "docs" / "benchmarks", help="folder of the report")
     options = parser.parse_args(argv)
     unknown = [name for name in options.scenarios if name not in SCENARIOS]
@@ -57,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 connections=500 if options.quick else options.connections,
                 size=options.size,
                 workers=options.workers,
+                peer_python=options.peer_python,
                 fifty=1500 if options.quick else options.fifty,
                 rounds=2 if options.quick else options.rounds,
                 repeat=0.1 if options.quick else 1.0,

@@ -24,6 +24,7 @@ struct connection {
 static uint32_t living, opening;
 static uint32_t refused[1000], unreachable, closes[CODES];
 static size_t payload_size;
+static char envelope_head[64], envelope_tail[64]; /* what other servers put around a message; empty: nothing */
 static char input[1 << 18];
 static uint64_t mask_state = 88172645463325252u;
 
@@ -60,6 +61,20 @@ static void take_close(struct connection *c, const char *payload, size_t size) {
     c->state = CLOSING;
 }
 
+/* Check a text frame, without its envelope if there is one. Such servers greet, too: what has no head is no message. */
+static void take_text(struct connection *c, const char *data, size_t size, uint64_t now) {
+    size_t head = strlen(envelope_head), tail = strlen(envelope_tail);
+    if (head) {
+        const char *at = memmem(data, size, envelope_head, head);
+        if (at == NULL) return;
+        size -= (size_t)(at + head - data);
+        data = at + head;
+        /* What does not end as it shall keeps its tail, and so is no payload. */
+        if (size > tail && memcmp(data + size - tail, envelope_tail, tail) == 0) size -= tail;
+    }
+    verify(&c->streams, c->client, data, size, payload_size, now);
+}
+
 /* Take one frame; return its length, 0 where its end is missing, or -1 where nothing behind it can be understood. */
 static ssize_t take_frame(struct connection *c, const char *data, size_t size, uint64_t now) {
     const unsigned char *head = (const unsigned char *)data;
@@ -82,7 +97,7 @@ static ssize_t take_frame(struct connection *c, const char *data, size_t size, u
     }
     if (size < start + length) return 0;
     if (!good) tally.bad_frames++;
-    else if (opcode == 1) verify(&c->streams, c->client, data + start, length, payload_size, now);
+    else if (opcode == 1) take_text(c, data + start, length, now);
     else if (opcode == 8) take_close(c, data + start, length);
     else if (opcode == 9) {
         tally.pings++;

@@ -2,7 +2,10 @@
 
    It is steered by lines on stdin and answers each with a line of JSON:
 
-   connect HOST PORT PATH IN_FLIGHT COUNT    open connections; COUNT lines "TOKEN CLIENT" follow
+   connect HOST PORT PATH IN_FLIGHT COUNT    open connections; COUNT lines "TOKEN CLIENT" follow. ?token=TOKEN is
+                                             appended to PATH, or TOKEN alone where PATH ends in =
+   envelope HEAD TAIL                        messages are wrapped from now on: HEAD stands before the payload, TAIL behind
+                                             it up to the end of the frame; text frames without HEAD are not looked at
    begin SIZE PAUSE                          forget all that was counted; payloads have SIZE bytes from now on (0: any);
                                              rest for PAUSE µs before each look at what has come
    wait FRAMES SECONDS                       answer once so many messages have come, or the time is over
@@ -99,10 +102,11 @@ static void open_one(const struct sockaddr_in *target, const char *path, const c
     setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     make_key(c, key);
+    const char *parameter = path[strlen(path) - 1] == '=' ? "" : "?token=";
     int size = snprintf(request, sizeof request,
-                        "GET %s?token=%s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                        "GET %s%s%s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n\r\n",
-                        path, token, ntohs(target->sin_port), key);
+                        path, parameter, token, ntohs(target->sin_port), key);
     if ((bind(c->fd, (struct sockaddr *)&source, sizeof source) < 0 && errno != EADDRNOTAVAIL) ||
         connect(c->fd, (const struct sockaddr *)target, sizeof *target) < 0 ||
         send(c->fd, request, (size_t)size, MSG_NOSIGNAL) != size) {
@@ -176,7 +180,8 @@ static void obey(const char *line) {
         pause_us = id;
         forget();
         reply("{}");
-    } else if (sscanf(line, "wait %llu %lf", &number, &seconds) == 2) {
+    } else if (sscanf(line, "envelope %63s %63s", envelope_head, envelope_tail) == 2) reply("{}");
+    else if (sscanf(line, "wait %llu %lf", &number, &seconds) == 2) {
         wait_frames = number;
         wait_until = now_ns() + (uint64_t)(seconds * 1e9);
     } else if (sscanf(line, "tail %u %u", &id, &sequence) == 2) tail(id, sequence);

@@ -52,6 +52,7 @@ class Outcome:
         received: Those that it saw.
         faults: What must not happen and did.
         busiest: CPU of the busiest process of the generator, as a share of a core, while the server had time left.
+        notes: What else a reader should know, a line each.
     """
 
     scenario: str
@@ -61,6 +62,7 @@ class Outcome:
     received: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     busiest: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
     def check(self, tally: Tally, expected: int, server_cpu: float = 0.0) -> Tally:
         """Take over what a step of a measured round was to deliver, and what it delivered.

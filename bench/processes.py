@@ -127,13 +127,16 @@ class Crowd:
         self._per_process = per_process
         self.processes = [Process([program("load")]) for _ in range(0, clients, per_process)]
 
-    def connect(self, ports: Sequence[int], tokens: Sequence[str], in_flight: int = IN_FLIGHT) -> Tally:
+    def connect(
+        self, ports: Sequence[int], tokens: Sequence[str], in_flight: int = IN_FLIGHT, path: str = "/ws"
+    ) -> Tally:
         """Connect all, and return how it went; the histogram is of the times to the 101.
 
         Args:
             ports: Those of the nodes, in the order of their list: client N belongs to node N modulo their number.
             tokens: One for each client.
             in_flight: How many handshakes each process has under way at the same time.
+            path: Where to; one that ends in ``=`` takes the token as it is, others as ``?token=``.
         """
         states = []
         for residue, port in enumerate(ports):
@@ -141,7 +144,7 @@ class Crowd:
             for number, process in enumerate(self.processes):
                 mine = [client for client in self._clients_of(number) if client % len(ports) == residue]
                 process.say(
-                    f"connect 127.0.0.1 {port} /ws {in_flight} {len(mine)}",
+                    f"connect 127.0.0.1 {port} {path} {in_flight} {len(mine)}",
                     *(f"{tokens[client - 1]} {client}" for client in mine),
                 )
             states.append(merge(json.loads(process.hear()) for process in self.processes))
@@ -159,6 +162,10 @@ class Crowd:
     def _clients_of(self, number: int) -> range:
         first = number * self._per_process + 1
         return range(first, min(first + self._per_process, self.clients + 1))
+
+    def envelope(self, head: str, tail: str) -> None:
+        """Say what stands before and behind each message; text frames without the head are not looked at any more."""
+        self._ask_all(f"envelope {head} {tail}")
 
     def begin(self, size: int, pause: float = PAUSE_SECONDS) -> None:
         """Forget what was counted; payloads have `size` bytes from now on.

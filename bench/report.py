@@ -62,6 +62,7 @@ def as_json(where: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
             "faults": dict(outcome.faults),
             "generator_busy": round(outcome.busiest, 3),
             "objection": outcome.objection,
+            "notes": outcome.notes,
             "figures": {
                 figure.name: {
                     "median": figure.median,
@@ -99,6 +100,10 @@ def as_markdown(where: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
             f"All {outcome.received:,} messages and handshakes arrived; the load generator was busy for "
             f"{outcome.busiest:.0%} of a core at most."
         )
+        if outcome.notes:
+            lines += ["", *(f"- {note}" for note in outcome.notes)]
+        if not outcome.figures:
+            continue
         lines += ["", "| figure | median | min–max | better | what it is |", "|---|---|---|---|---|"]
         lines += [_row(figure) for figure in outcome.figures]
     return "\n".join(lines) + "\n"

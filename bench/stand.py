@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Settings:
         pause: How long the load generator rests between two looks; see `Crowd.begin`.
         workers: Nodes of the scenario ``fifty``.
         fifty: Connections of that scenario, over all nodes.
+        peer_python: The interpreter in which the Python servers of the scenario ``peers`` are looked for.
         progress: Told in a line what is being done.
     """
 
@@ -52,6 +54,7 @@ class Settings:
     pause: float = PAUSE_SECONDS
     workers: int = 3
     fifty: int = 50_000
+    peer_python: str = sys.executable
     progress: Callable[[str], None] = lambda _: None
 
     def many(self, count: int) -> int:

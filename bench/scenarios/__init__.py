@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bench.outcome import Outcome
-from bench.scenarios import burst, direct, fanout, fifty, helper, idle, latency, room, storm
+from bench.scenarios import burst, direct, fanout, fifty, helper, idle, latency, peers, room, storm
 from bench.stand import Settings
 
 SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
@@ -19,4 +19,5 @@ SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
     "helper": helper.run,
     "latency": latency.run,
     "fifty": fifty.run,
+    "peers": peers.run,
 }

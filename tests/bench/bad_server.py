@@ -60,13 +60,13 @@ class BadServer:
         self._listener.settimeout(10)
         self._thread: threading.Thread | None = None
 
-    def connect(self, count: int = 1) -> Tally:
+    def connect(self, count: int = 1, path: str = "/ws") -> Tally:
         """Let the generator connect the clients 1 to `count`."""
         self._thread = threading.Thread(target=self._accept, args=(count,))
         self._thread.start()
         port = self._listener.getsockname()[1]
         lines = [f"token{client} {client}" for client in range(1, count + 1)]
-        tally = merge([self.process.ask(f"connect 127.0.0.1 {port} /ws 10 {count}", *lines)])
+        tally = merge([self.process.ask(f"connect 127.0.0.1 {port} {path} 10 {count}", *lines)])
         self._thread.join()
         return tally
 

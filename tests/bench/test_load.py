@@ -41,6 +41,31 @@ def test_a_request_is_well_formed_and_carries_the_token(server: BadServer) -> No
     assert {"Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"} <= set(lines)
 
 
+def test_a_path_that_ends_with_a_parameter_takes_the_token_as_it_is(load: Process) -> None:
+    with BadServer(load) as server:
+        assert server.connect(path="/uni?connect=").living == 1
+        assert server.heads[0].startswith(b"GET /uni?connect=token1 HTTP/1.1\r\n")
+
+
+def wrapped(payload: bytes, tail: bytes = b"}}") -> bytes:
+    return frame(b'{"channel":"c","pub":{"data":' + payload + tail)
+
+
+def test_messages_may_be_in_an_envelope_and_are_verified_as_others_are(load: Process, server: BadServer) -> None:
+    load.ask('envelope "pub":{"data": }}')
+    bare = [message(7, number)[4:] for number in (1, 2, 4)]
+    tally = server.send(frame(b'{"connect":{}}'), *(wrapped(payload) for payload in bare))
+    assert tally.frames == 3
+    assert +tally.faults == {"lost": 1}
+
+
+def test_an_envelope_that_ends_otherwise_is_no_good_message(load: Process, server: BadServer) -> None:
+    load.ask('envelope "pub":{"data": }}')
+    tally = server.send(wrapped(message(7, 1)[4:], b"}"), wrapped(message(7, 1)[4:], b"} }"), wrapped(b""))
+    assert tally.frames == 0
+    assert +tally.faults == {"bad_payloads": 3}
+
+
 def test_connections_come_from_many_addresses(load: Process) -> None:
     with BadServer(load) as server:
         assert server.connect(5).living == 5
