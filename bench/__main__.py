@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import report
-from bench.build import HERE, CannotBuild, program
+from bench.build import HERE, PROGRAMS, CannotBuild, program
 from bench.processes import PER_PROCESS, BenchError
 from bench.scenarios import SCENARIOS
 from bench.stand import Settings
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     with contextlib.ExitStack() as stack:
         try:
-            for name in ("load", "yardstick"):
+            for name in PROGRAMS:
                 program(name)
             url = options.redis
             if url is None:

@@ -52,6 +52,9 @@ class Outcome:
         received: Those that it saw.
         faults: What must not happen and did.
         busiest: CPU of the busiest process of the generator, as a share of a core, while the server had time left.
+        sender: CPU of the busiest sender, as a share of a core.
+        slow: Why a sender may have been what was slow, where its CPU does not say so.
+        left_out: Parts without figures, each a sentence that says why; the others stand.
     """
 
     scenario: str
@@ -61,6 +64,9 @@ class Outcome:
     received: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     busiest: float = 0.0
+    sender: float = 0.0
+    slow: str = ""
+    left_out: list[str] = field(default_factory=list)
 
     def check(self, tally: Tally, expected: int, server_cpu: float = 0.0) -> Tally:
         """Take over what a step of a measured round was to deliver, and what it delivered.
@@ -78,6 +84,18 @@ class Outcome:
         if server_cpu < TOO_BUSY * tally.seconds:
             self.busiest = max(self.busiest, tally.busy)
         return tally
+
+    def absorb(self, part: Outcome) -> None:
+        """Take over what a part has measured: its figures, or why it has none while all else stands."""
+        self.expected += part.expected
+        self.received += part.received
+        self.faults += part.faults
+        if part.objection:
+            self.left_out.append(f"{part.scenario}: {part.objection}")
+            return
+        self.busiest = max(self.busiest, part.busiest)
+        self.sender = max(self.sender, part.sender)
+        self.figures += part.figures
 
     def check_opened(self, tally: Tally, expected: int) -> Tally:
         """Take over how many connections were to open, and did."""
@@ -100,7 +118,9 @@ class Outcome:
             return f"{self.received} of {self.expected} arrived ({faults})"
         if self.busiest > TOO_BUSY:
             return f"the load generator was busy for {self.busiest:.0%} of the time: it may have been the bottleneck"
-        return None
+        if self.sender > TOO_BUSY:
+            return f"the sender was busy for {self.sender:.0%} of the time: it may have been the bottleneck"
+        return self.slow or None
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:

@@ -19,6 +19,7 @@ PER_PROCESS: Final = 18_000
 IN_FLIGHT: Final = 256
 WAIT_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = 0.0005
+SETTLE_SECONDS: Final = 0.02
 
 
 class BenchError(Exception):
@@ -118,12 +119,14 @@ class Crowd:
     """Connections, held by as many processes of load.c as they need.
 
     Args:
-        clients: How many; their ids are 1 to this number.
+        clients: How many; their ids follow each other.
         per_process: How many of them one process holds.
+        first: The lowest id.
     """
 
-    def __init__(self, clients: int, per_process: int = PER_PROCESS) -> None:
+    def __init__(self, clients: int, per_process: int = PER_PROCESS, first: int = 1) -> None:
         self.clients = clients
+        self.first = first
         self._per_process = per_process
         self.processes = [Process([program("load")]) for _ in range(0, clients, per_process)]
 
@@ -132,7 +135,7 @@ class Crowd:
 
         Args:
             ports: Those of the nodes, in the order of their list: client N belongs to node N modulo their number.
-            tokens: One for each client.
+            tokens: One for each client, in the order of their ids.
             in_flight: How many handshakes each process has under way at the same time.
         """
         states = []
@@ -142,7 +145,7 @@ class Crowd:
                 mine = [client for client in self._clients_of(number) if client % len(ports) == residue]
                 process.say(
                     f"connect 127.0.0.1 {port} /ws {in_flight} {len(mine)}",
-                    *(f"{tokens[client - 1]} {client}" for client in mine),
+                    *(f"{tokens[client - self.first]} {client}" for client in mine),
                 )
             states.append(merge(json.loads(process.hear()) for process in self.processes))
         total = states[0]
@@ -157,8 +160,8 @@ class Crowd:
         return total
 
     def _clients_of(self, number: int) -> range:
-        first = number * self._per_process + 1
-        return range(first, min(first + self._per_process, self.clients + 1))
+        first = self.first + number * self._per_process
+        return range(first, min(first + self._per_process, self.first + self.clients))
 
     def begin(self, size: int, pause: float = PAUSE_SECONDS) -> None:
         """Forget what was counted; payloads have `size` bytes from now on.
@@ -184,7 +187,7 @@ class Crowd:
             wanted = [len(self._clients_of(number)) for number in range(len(self.processes))]
         else:
             for client in receivers:
-                wanted[(client - 1) // self._per_process] += 1
+                wanted[(client - self.first) // self._per_process] += 1
         for process, frames in zip(self.processes, wanted, strict=True):
             process.say(f"wait {frames * frames_each} {seconds}")
         return merge([json.loads(process.hear()) for process in self.processes])
@@ -194,6 +197,13 @@ class Crowd:
         for process in self.processes:
             process.say(f"wait {1 << 62} {seconds}")
         return merge([json.loads(process.hear()) for process in self.processes])
+
+    def settle(self, frames: int, seconds: float = WAIT_SECONDS) -> Tally:
+        """Go on counting until so many messages have come to all together, and a moment longer."""
+        until = time.monotonic() + seconds
+        while self.watch(SETTLE_SECONDS).frames < frames and time.monotonic() < until:
+            pass
+        return self.watch(SETTLE_SECONDS)
 
     def complete(self, stream: int, last: int) -> int:
         """Return how many connections have received a stream up to this sequence number."""

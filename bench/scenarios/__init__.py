@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Final
 
 from bench.outcome import Outcome
-from bench.scenarios import burst, direct, fanout, fifty, helper, idle, latency, room, storm
+from bench.scenarios import burst, direct, fanout, fifty, helper, idle, latency, room, rooms, storm
 from bench.stand import Settings
 
 SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
     "fanout": fanout.run,
     "burst": burst.run,
     "room": room.run,
+    "rooms": rooms.run,
     "direct": direct.run,
     "storm": storm.run,
     "idle": idle.run,
