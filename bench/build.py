@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 HERE: Final = Path(__file__).resolve().parent
-PROGRAMS: Final = ("load", "yardstick", "publish")
+PROGRAMS: Final = ("load", "yardstick", "publish", "delay")
 FLAGS: Final = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror")
 
 

@@ -97,6 +97,15 @@ class Outcome:
         self.sender = max(self.sender, part.sender)
         self.figures += part.figures
 
+    def check_some(self, tally: Tally) -> Tally:
+        """Take over what came to clients of whom nobody can say which messages are theirs: they come and go.
+
+        A message that they lack is no fault, nor does it count as received; whatever else can go wrong is one.
+        """
+        self.faults.update({fault: count for fault, count in tally.faults.items() if count and fault != "lost"})
+        self.faults.update({f"close {code}": count for code, count in tally.closes.items()})
+        return tally
+
     def check_opened(self, tally: Tally, expected: int) -> Tally:
         """Take over how many connections were to open, and did."""
         self.expected += expected

@@ -10,7 +10,7 @@ from bench.build import program
 from bench.processes import BenchError, Process
 from bench.tally import Tally
 from freeim.names import Names
-from freeim.redis_url import parse_redis_url
+from freeim.redis_url import RedisAddress, parse_redis_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,18 @@ class Sent:
     late: Tally
 
 
+def dial_words(url: str) -> tuple[RedisAddress, list[str]]:
+    """Return the address of Redis, and how dial.h is told of it.
+
+    Raises:
+        BenchError: It is only to be reached by TLS, which the C programs do not speak.
+    """
+    address = parse_redis_url(url)
+    if address.tls:
+        raise BenchError("this scenario reaches Redis without TLS only: give the benchmarks a redis:// or unix:// URL")
+    return address, (["unix", address.socket_path] if address.socket_path else ["tcp", address.host, str(address.port)])
+
+
 class Pacer(Process):
     """Publishes direct messages.
 
@@ -38,10 +50,7 @@ class Pacer(Process):
     """
 
     def __init__(self, url: str, names: Names, nodes: Sequence[str]) -> None:
-        address = parse_redis_url(url)
-        if address.tls:
-            raise BenchError("the paced publisher speaks no TLS: give the benchmarks a redis:// or unix:// URL")
-        where = ["unix", address.socket_path] if address.socket_path else ["tcp", address.host, str(address.port)]
+        address, where = dial_words(url)
         super().__init__([program("publish"), *where])
         if address.password is not None:
             words = ["AUTH", *([address.username] if address.username else []), address.password]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bench.outcome import Outcome
-from bench.scenarios import burst, direct, fanout, fifty, helper, idle, latency, room, rooms, storm
+from bench.scenarios import burst, churn, direct, fanout, fifty, helper, idle, latency, room, rooms, storm
 from bench.stand import Settings
 
 SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
@@ -18,6 +18,7 @@ SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
     "storm": storm.run,
     "idle": idle.run,
     "helper": helper.run,
+    "churn": churn.run,
     "latency": latency.run,
     "fifty": fifty.run,
 }
