@@ -52,10 +52,14 @@ class Pacer(Process):
     def __init__(self, url: str, names: Names, nodes: Sequence[str]) -> None:
         address, where = dial_words(url)
         super().__init__([program("publish"), *where])
-        if address.password is not None:
-            words = ["AUTH", *([address.username] if address.username else []), address.password]
-            self.ask(f"command {len(words)}", *words)
-        self.ask(f"nodes {len(nodes)}", *(names.server(node) for node in nodes))
+        try:
+            if address.password is not None:
+                words = ["AUTH", *([address.username] if address.username else []), address.password]
+                self.ask(f"command {len(words)}", *words)
+            self.ask(f"nodes {len(nodes)}", *(names.server(node) for node in nodes))
+        except BenchError:
+            self.__exit__(None, None, None)
+            raise
 
     def start(
         self, rate: float, seconds: float, clients: range, stream: int, *, seed: int = 1, size: int = 128

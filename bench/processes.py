@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -40,16 +41,22 @@ class Process:
     def say(self, *lines: str) -> None:
         """Write lines to its stdin."""
         assert self.popen.stdin is not None
-        self.popen.stdin.write("\n".join(lines) + "\n")
-        self.popen.stdin.flush()
+        try:
+            self.popen.stdin.write("\n".join(lines) + "\n")
+            self.popen.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
 
     def hear(self) -> str:
         """Wait for the next line of its stdout."""
         assert self.popen.stdout is not None
         line = self.popen.stdout.readline()
         if not line:
-            raise BenchError(f"{self.name} ended with exit code {self.popen.wait()}; stderr has its reason")
+            raise self._ended()
         return line
+
+    def _ended(self) -> BenchError:
+        return BenchError(f"{self.name} ended with exit code {self.popen.wait()}; stderr has its reason")
 
     def ask(self, *lines: str) -> Any:
         """Say lines, and return the JSON of the answer."""
@@ -86,7 +93,8 @@ class Process:
             self.popen.wait()
         for pipe in (self.popen.stdin, self.popen.stdout):
             assert pipe is not None
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):  # what it did not live to read
+                pipe.close()
 
 
 class Node(Process):

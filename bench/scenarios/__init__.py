@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bench.outcome import Outcome
-from bench.scenarios import burst, churn, direct, fanout, fifty, helper, idle, latency, room, rooms, storm
+from bench.scenarios import burst, churn, direct, fanout, fifty, helper, idle, latency, room, rooms, soak, storm
 from bench.stand import Settings
 
 SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
@@ -21,4 +21,8 @@ SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
     "churn": churn.run,
     "latency": latency.run,
     "fifty": fifty.run,
+    "soak": soak.run,
 }
+
+LONG: Final = ("fifty", "soak")
+"""Those that run only when they are named, or with ``--full``."""
