@@ -7,7 +7,9 @@ JSON on stdin and answers each with another: ``{"channel": "c"}`` makes every se
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -137,6 +139,8 @@ class _Work:
 
 def main() -> None:
     """Obey lines of stdin until it ends."""
+    with contextlib.suppress(PermissionError):  # see publish.c
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
     url, prefix, first, count = sys.argv[1:]
     work = _Work(url, prefix, int(first), int(count))
     for line in sys.stdin:

@@ -201,7 +201,7 @@ class _World:
         p99, late = others.quantile(0.99), sent.late.quantile(0.99)
         problem = f"the sender was {late * 1e3:.2g} ms late itself (99th percentile)" if late > 0.5 * p99 else ""
         if churned and churned.objection:
-            self._outcome.slow = churned.objection
+            problem = churned.objection
         return _Window(spent_node, spent_redis, p99, messages, churned.operations if churned else 0, problem)
 
     def _send_to(self, channel: str, seconds: float) -> int:

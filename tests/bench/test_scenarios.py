@@ -31,7 +31,8 @@ def test_a_scenario_loses_nothing_and_has_its_figures(name: str, bench_url: str)
         assert len(figure.values) in (rounds, 1)  # memory, say, is measured once
         assert all(math.isfinite(value) for value in figure.values)
         assert found[figure.name]["median"] == figure.median
-    outcome.busiest = 0.5
+    outcome.busiest = outcome.sender = 0.5  # of small sizes nobody asks whether they can be quoted
+    outcome.slow = ""
     page = report.as_markdown(where, [outcome])
     assert all(f"`{figure.name}`" in page for figure in outcome.figures)
 
@@ -49,7 +50,7 @@ def test_churn_and_soak_need_some_connections(bench_url: str) -> None:
             SCENARIOS[name](Settings(bench_url, connections=9))
 
 
-def test_a_part_that_may_not_be_quoted_is_left_out_and_says_why() -> None:
+def test_a_part_that_may_not_be_quoted_is_left_out_and_says_why(bench_url: str) -> None:
     outcome = Outcome("x", "2 messages")
     good, slow = (Outcome(name, "", [Figure(f"{name}_ratio", "lower", "", [1.0])]) for name in ("good", "slow"))
     good.check(Tally(frames=1, seconds=1.0), 1)
@@ -60,6 +61,8 @@ def test_a_part_that_may_not_be_quoted_is_left_out_and_says_why() -> None:
     assert outcome.objection is None
     assert [figure.name for figure in outcome.figures] == ["good_ratio"]
     assert outcome.left_out == ["slow: the sender was busy for 90% of the time: it may have been the bottleneck"]
+    where = report.describe(Settings(bench_url))
+    assert f"**Left out:** {outcome.left_out[0]}." in report.as_markdown(where, [outcome])
 
 
 def test_a_part_that_lost_a_message_takes_all_figures_along() -> None:
