@@ -4,7 +4,7 @@
 NOX = .venv/bin/nox --session
 MORE = $(if $(ARGS),-- $(ARGS))
 
-.PHONY: help run test lint format docs fuzz bench build check-wheel clean
+.PHONY: help run test lint format docs fuzz bench bench-full build check-wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ fuzz: .venv/ready  ## Repeat the property tests from other seeds, for five minut
 
 bench: .venv/ready  ## Measure nodes and the helper against a bare send loop (ARGS="--quick", ARGS="fanout storm")
 	@$(NOX) bench $(MORE)
+
+bench-full: .venv/ready  ## Measure more, with 50,000 connections and ten minutes of everything at once
+	@$(NOX) bench -- --full $(ARGS)
 
 build: .venv/ready  ## Build the sdist, a wheel and the pure wheel into dist/
 	@$(NOX) build

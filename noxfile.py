@@ -265,7 +265,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure a node."""
+    """Measure a node; --full measures all that there is."""
     install_wheel(session)
     leave_checkout(session)
     session.run("python", "-m", "bench", *session.posargs)

@@ -1,4 +1,4 @@
-"""Compiles the two C programs of the suite into a cache folder."""
+"""Compiles the C programs of the suite into a cache folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 HERE: Final = Path(__file__).resolve().parent
+PROGRAMS: Final = ("load", "yardstick", "publish", "delay")
 FLAGS: Final = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
@@ -26,7 +27,7 @@ def cache_folder() -> Path:
 
 @functools.cache
 def program(name: str) -> str:
-    """Return the path of a program, ``load`` or ``yardstick``, compiled if its source has changed.
+    """Return the path of a program of `PROGRAMS`, compiled if its source has changed.
 
     Raises:
         CannotBuild: With a sentence that says what to do.

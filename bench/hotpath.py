@@ -48,9 +48,7 @@ def payloads(kind: str, count: int) -> list[bytes]:
 
 def reads(kind: str, count: int) -> list[bytes]:
     """Return the same as Redis sends it, a read from its socket each."""
-    pushes = [
-        b">3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$%d\r\n%b\r\n" % (len(each), each) for each in payloads(kind, count)
-    ]
+    pushes = [b">3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$%d\r\n%b\r\n" % (len(each), each) for each in payloads(kind, count)]
     step = BURST if kind == "burst" else 1
     return [b"".join(pushes[at : at + step]) for at in range(0, count, step)]
 

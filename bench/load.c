@@ -52,11 +52,12 @@ static void print_state(void) {
     /* While nothing is waited for any longer the generator idles: only the time until the last message counts. */
     uint64_t until = tally.last > began ? tally.last : now_ns();
     printf("{\"frames\":%llu,\"bytes\":%llu,\"lost\":%llu,\"duplicates\":%llu,\"reordered\":%llu,\"misdelivered\":%llu,"
-           "\"bad_frames\":%llu,\"bad_payloads\":%llu,\"pings\":%llu,\"cut\":%llu,\"living\":%u,\"unreachable\":%u,",
+           "\"bad_frames\":%llu,\"bad_payloads\":%llu,\"pings\":%llu,\"receipts\":%llu,\"cut\":%llu,\"living\":%u,\"unreachable\":%u,",
            (unsigned long long)tally.frames, (unsigned long long)tally.bytes, (unsigned long long)tally.lost,
            (unsigned long long)tally.duplicates, (unsigned long long)tally.reordered,
            (unsigned long long)tally.misdelivered, (unsigned long long)tally.bad_frames,
-           (unsigned long long)tally.bad_payloads, (unsigned long long)tally.pings, (unsigned long long)tally.cut,
+           (unsigned long long)tally.bad_payloads, (unsigned long long)tally.pings, (unsigned long long)tally.receipts,
+           (unsigned long long)tally.cut,
            living, unreachable);
     printf("\"refused\":{");
     for (int i = 0; i < 1000; i++)

@@ -53,6 +53,9 @@ class Outcome:
         faults: What must not happen and did.
         busiest: CPU of the busiest process of the generator, as a share of a core, while the server had time left.
         notes: What else a reader should know, a line each.
+        sender: CPU of the busiest sender, as a share of a core.
+        slow: Why a sender may have been what was slow, where its CPU does not say so.
+        left_out: Parts without figures, each a sentence that says why; the others stand.
     """
 
     scenario: str
@@ -63,6 +66,9 @@ class Outcome:
     faults: Counter[str] = field(default_factory=Counter)
     busiest: float = 0.0
     notes: list[str] = field(default_factory=list)
+    sender: float = 0.0
+    slow: str = ""
+    left_out: list[str] = field(default_factory=list)
 
     def check(self, tally: Tally, expected: int, server_cpu: float = 0.0) -> Tally:
         """Take over what a step of a measured round was to deliver, and what it delivered.
@@ -79,6 +85,27 @@ class Outcome:
         self.faults.update({f"close {code}": count for code, count in tally.closes.items()})
         if server_cpu < TOO_BUSY * tally.seconds:
             self.busiest = max(self.busiest, tally.busy)
+        return tally
+
+    def absorb(self, part: Outcome) -> None:
+        """Take over what a part has measured: its figures, or why it has none while all else stands."""
+        self.expected += part.expected
+        self.received += part.received
+        self.faults += part.faults
+        if part.objection:
+            self.left_out.append(f"{part.scenario}: {part.objection}")
+            return
+        self.busiest = max(self.busiest, part.busiest)
+        self.sender = max(self.sender, part.sender)
+        self.figures += part.figures
+
+    def check_some(self, tally: Tally) -> Tally:
+        """Take over what came to clients of whom nobody can say which messages are theirs: they come and go.
+
+        A message that they lack is no fault, nor does it count as received; whatever else can go wrong is one.
+        """
+        self.faults.update({fault: count for fault, count in tally.faults.items() if count and fault != "lost"})
+        self.faults.update({f"close {code}": count for code, count in tally.closes.items()})
         return tally
 
     def check_opened(self, tally: Tally, expected: int) -> Tally:
@@ -102,7 +129,9 @@ class Outcome:
             return f"{self.received} of {self.expected} arrived ({faults})"
         if self.busiest > TOO_BUSY:
             return f"the load generator was busy for {self.busiest:.0%} of the time: it may have been the bottleneck"
-        return None
+        if self.sender > TOO_BUSY:
+            return f"the sender was busy for {self.sender:.0%} of the time: it may have been the bottleneck"
+        return self.slow or None
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ PER_PROCESS: Final = 18_000
 IN_FLIGHT: Final = 256
 WAIT_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = 0.0005
+SETTLE_SECONDS: Final = 0.02
 
 
 class BenchError(Exception):
@@ -39,16 +41,22 @@ class Process:
     def say(self, *lines: str) -> None:
         """Write lines to its stdin."""
         assert self.popen.stdin is not None
-        self.popen.stdin.write("\n".join(lines) + "\n")
-        self.popen.stdin.flush()
+        try:
+            self.popen.stdin.write("\n".join(lines) + "\n")
+            self.popen.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
 
     def hear(self) -> str:
         """Wait for the next line of its stdout."""
         assert self.popen.stdout is not None
         line = self.popen.stdout.readline()
         if not line:
-            raise BenchError(f"{self.name} ended with exit code {self.popen.wait()}; stderr has its reason")
+            raise self._ended()
         return line
+
+    def _ended(self) -> BenchError:
+        return BenchError(f"{self.name} ended with exit code {self.popen.wait()}; stderr has its reason")
 
     def ask(self, *lines: str) -> Any:
         """Say lines, and return the JSON of the answer."""
@@ -85,7 +93,8 @@ class Process:
             self.popen.wait()
         for pipe in (self.popen.stdin, self.popen.stdout):
             assert pipe is not None
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):  # what it did not live to read
+                pipe.close()
 
 
 class Node(Process):
@@ -118,12 +127,14 @@ class Crowd:
     """Connections, held by as many processes of load.c as they need.
 
     Args:
-        clients: How many; their ids are 1 to this number.
+        clients: How many; their ids follow each other.
         per_process: How many of them one process holds.
+        first: The lowest id.
     """
 
-    def __init__(self, clients: int, per_process: int = PER_PROCESS) -> None:
+    def __init__(self, clients: int, per_process: int = PER_PROCESS, first: int = 1) -> None:
         self.clients = clients
+        self.first = first
         self._per_process = per_process
         self.processes = [Process([program("load")]) for _ in range(0, clients, per_process)]
 
@@ -134,7 +145,7 @@ class Crowd:
 
         Args:
             ports: Those of the nodes, in the order of their list: client N belongs to node N modulo their number.
-            tokens: One for each client.
+            tokens: One for each client, in the order of their ids.
             in_flight: How many handshakes each process has under way at the same time.
             path: Where to; one that ends in ``=`` takes the token as it is, others as ``?token=``.
         """
@@ -145,7 +156,7 @@ class Crowd:
                 mine = [client for client in self._clients_of(number) if client % len(ports) == residue]
                 process.say(
                     f"connect 127.0.0.1 {port} {path} {in_flight} {len(mine)}",
-                    *(f"{tokens[client - 1]} {client}" for client in mine),
+                    *(f"{tokens[client - self.first]} {client}" for client in mine),
                 )
             states.append(merge(json.loads(process.hear()) for process in self.processes))
         total = states[0]
@@ -160,8 +171,8 @@ class Crowd:
         return total
 
     def _clients_of(self, number: int) -> range:
-        first = number * self._per_process + 1
-        return range(first, min(first + self._per_process, self.clients + 1))
+        first = self.first + number * self._per_process
+        return range(first, min(first + self._per_process, self.first + self.clients))
 
     def envelope(self, head: str, tail: str) -> None:
         """Say what stands before and behind each message; text frames without the head are not looked at any more."""
@@ -191,7 +202,7 @@ class Crowd:
             wanted = [len(self._clients_of(number)) for number in range(len(self.processes))]
         else:
             for client in receivers:
-                wanted[(client - 1) // self._per_process] += 1
+                wanted[(client - self.first) // self._per_process] += 1
         for process, frames in zip(self.processes, wanted, strict=True):
             process.say(f"wait {frames * frames_each} {seconds}")
         return merge([json.loads(process.hear()) for process in self.processes])
@@ -201,6 +212,13 @@ class Crowd:
         for process in self.processes:
             process.say(f"wait {1 << 62} {seconds}")
         return merge([json.loads(process.hear()) for process in self.processes])
+
+    def settle(self, frames: int, seconds: float = WAIT_SECONDS) -> Tally:
+        """Go on counting until so many messages have come to all together, and a moment longer."""
+        until = time.monotonic() + seconds
+        while self.watch(SETTLE_SECONDS).frames < frames and time.monotonic() < until:
+            pass
+        return self.watch(SETTLE_SECONDS)
 
     def complete(self, stream: int, last: int) -> int:
         """Return how many connections have received a stream up to this sequence number."""

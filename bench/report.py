@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from bench.build import HERE, program
+from bench.build import HERE, PROGRAMS, program
 from bench.outcome import Figure, Outcome
 from bench.stand import Settings
 
@@ -46,8 +46,9 @@ def describe(settings: Settings) -> dict[str, Any]:
         "versions": versions,
         "method": METHOD.format(rounds=settings.rounds),
         "settings": {"connections": settings.connections, "size": settings.size, "rounds": settings.rounds}
-        | {"repeat": settings.repeat, "workers": settings.workers, "fifty": settings.fifty},
-        "programs": {name: Path(program(name)).name for name in ("load", "yardstick")},
+        | {"repeat": settings.repeat, "workers": settings.workers, "fifty": settings.fifty}
+        | {"latency_connections": settings.latency_connections, "soak": settings.soak},
+        "programs": {name: Path(program(name)).name for name in PROGRAMS},
     }
 
 
@@ -61,6 +62,8 @@ def as_json(where: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
             "received": outcome.received,
             "faults": dict(outcome.faults),
             "generator_busy": round(outcome.busiest, 3),
+            "sender_busy": round(outcome.sender, 3),
+            "left_out": outcome.left_out,
             "objection": outcome.objection,
             "notes": outcome.notes,
             "figures": {
@@ -100,6 +103,7 @@ def as_markdown(where: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
             f"All {outcome.received:,} messages and handshakes arrived; the load generator was busy for "
             f"{outcome.busiest:.0%} of a core at most."
         )
+        lines += [f"\n**Left out:** {why}." for why in outcome.left_out]
         if outcome.notes:
             lines += ["", *(f"- {note}" for note in outcome.notes)]
         if not outcome.figures:

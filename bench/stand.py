@@ -16,7 +16,7 @@ import redis
 
 from bench import tokens
 from bench.outcome import Outcome
-from bench.processes import PAUSE_SECONDS, Crowd, Node, Process, Yardstick
+from bench.processes import PAUSE_SECONDS, SETTLE_SECONDS, Crowd, Node, Process, Yardstick
 from bench.publisher import Publisher
 from bench.tally import Tally
 from freeim import ImHelper
@@ -24,7 +24,6 @@ from freeim.names import Names
 
 QUIET: Final = ("--ping-interval", "3600")
 """Pings are a scenario of their own."""
-SETTLE_SECONDS: Final = 0.02
 
 _runs: Final = itertools.count(1)
 
@@ -43,6 +42,8 @@ class Settings:
         workers: Nodes of the scenario ``fifty``.
         fifty: Connections of that scenario, over all nodes.
         peer_python: The interpreter in which the Python servers of the scenario ``peers`` are looked for.
+        latency: Connections of the scenario ``latency``; 0 for as many as the others have.
+        soak: Seconds of the scenario ``soak``.
         progress: Told in a line what is being done.
     """
 
@@ -55,7 +56,13 @@ class Settings:
     workers: int = 3
     fifty: int = 50_000
     peer_python: str = sys.executable
+    latency: int = 0
+    soak: float = 600.0
     progress: Callable[[str], None] = lambda _: None
+
+    @property
+    def latency_connections(self) -> int:
+        return self.latency or self.connections
 
     def many(self, count: int) -> int:
         """Scale a number of messages."""
@@ -70,8 +77,9 @@ def run_names(url: str) -> Iterator[tuple[redis.Redis, Names]]:
     try:
         yield client, names
     finally:
-        for key in client.scan_iter(f"{names.prefix}*", count=1000):
-            client.delete(key)
+        keys = client.scan_iter(f"{names.prefix}*", count=1000)
+        while chunk := list(itertools.islice(keys, 1000)):
+            client.delete(*chunk)
         client.close()
 
 
@@ -113,12 +121,17 @@ class Stand:
         self.yardstick = bare
         self.crowd, self.bare_crowd = crowds
         self.publisher = Publisher(settings.url, names, node.node)
-        # A number that is never used twice tells what came late from what comes now.
-        self._streams = itertools.count(1)
+        self._stream = 1
 
     def next_stream(self) -> int:
-        """Return the number of a stream for the messages of one round."""
-        return next(self._streams)
+        """Return the number of a stream for the messages of one round; see `next_streams`."""
+        return self.next_streams(1)
+
+    def next_streams(self, count: int) -> int:
+        """Return the first of so many adjacent numbers. None is used twice, which tells what came late."""
+        first = self._stream
+        self._stream += count
+        return first
 
     def round(
         self, outcome: Outcome, send: Callable[[], None], receivers: Iterable[int] | None = None, frames_each: int = 1

@@ -21,6 +21,7 @@ class Tally:
     Attributes:
         frames: Messages that arrived, each verified.
         pings: Pings, all answered.
+        receipts: Receipts for messages that arrived, each verified.
         living: Connections that are open.
         faults: How often each of `FAULTS` happened.
         refused: Handshakes without a valid 101, by HTTP status; 0 is a malformed or false answer.
@@ -32,6 +33,7 @@ class Tally:
 
     frames: int = 0
     pings: int = 0
+    receipts: int = 0
     living: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     refused: Counter[int] = field(default_factory=Counter)
@@ -65,6 +67,7 @@ def merge(states: Iterable[Mapping[str, Any]]) -> Tally:
     for state in states:
         tally.frames += state["frames"]
         tally.pings += state["pings"]
+        tally.receipts += state["receipts"]
         tally.living += state["living"]
         for fault in FAULTS:
             tally.faults[fault] += state[fault]

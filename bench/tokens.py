@@ -11,12 +11,12 @@ TOKEN_SECONDS = 600
 CHUNK = 5000
 
 
-def issue(client: redis.Redis, names: Names, count: int) -> list[str]:
-    """Write a token for each of the clients 1 to `count`, as `prev_connect_server` does, but many at once."""
+def issue(client: redis.Redis, names: Names, count: int, first: int = 1) -> list[str]:
+    """Write a token for each of `count` clients with adjacent ids, as `prev_connect_server` does, but many at once."""
     tokens = [new_token() for _ in range(count)]
     for start in range(0, count, CHUNK):
         pipe = client.pipeline(transaction=False)
-        for number, token in enumerate(tokens[start : start + CHUNK], start + 1):
+        for number, token in enumerate(tokens[start : start + CHUNK], first + start):
             pipe.set(names.token(token), token_value(number, ""), ex=TOKEN_SECONDS)
         pipe.execute()
     return tokens

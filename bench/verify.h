@@ -2,7 +2,8 @@
 
    A payload is JSON text: "STREAM SEQUENCE TIME TO xxx…", four decimal numbers and as many x as its size asks for.
    Sequence numbers begin at 1 in each stream of each connection; TIME is in ns of CLOCK_MONOTONIC; TO is the client
-   that alone may get it, or 0. */
+   that alone may get it, or 0. The receipt for a message tells its sender of it, and holds it; receipts are a stream of
+   their own. */
 
 #ifndef BENCH_VERIFY_H
 #define BENCH_VERIFY_H
@@ -23,7 +24,8 @@ struct streams {
 };
 
 static struct {
-    uint64_t frames, bytes, lost, duplicates, reordered, misdelivered, bad_frames, bad_payloads, pings, cut;
+    uint64_t frames, bytes, lost, duplicates, reordered, misdelivered, bad_frames, bad_payloads, pings, cut,
+        receipts;
     uint64_t last; /* when the last message came */
 } tally;
 
@@ -153,9 +155,35 @@ static inline const struct message *look_up(const char *payload, size_t length) 
     return message;
 }
 
+#define RECEIPT_HEAD "{\"content\":\"\\\"" /* what follows is the message without its quotes */
+#define RECEIPT_TAIL "\\\"\",\"receipt\":\"发送成功\"}"
+#define RECEIPT_STREAM 0x80000000u
+
+/* Check the receipt for a message that arrived; false where it is none. */
+static inline bool verify_receipt(struct streams *streams, const char *payload, size_t length, size_t size) {
+    static char inner[1 << 17];
+    const size_t head = sizeof RECEIPT_HEAD - 1, tail = sizeof RECEIPT_TAIL - 1;
+    struct message message;
+    if (length < head + tail || memcmp(payload, RECEIPT_HEAD, head) != 0 ||
+        memcmp(payload + length - tail, RECEIPT_TAIL, tail) != 0)
+        return false;
+    size_t rest = length - head - tail;
+    if (rest + 2 > sizeof inner || (size != 0 && rest + 2 != size)) return false;
+    inner[0] = inner[rest + 1] = '"';
+    memcpy(inner + 1, payload + head, rest);
+    if (!read_payload(inner, rest + 2, &message)) return false;
+    place(get_stream(streams, (uint32_t)message.id | RECEIPT_STREAM), (uint32_t)message.sequence);
+    tally.receipts++;
+    return true;
+}
+
 /* Check one message of a connection. size: what each payload shall have, or 0 for any; now: when it was read. */
 static inline void verify(struct streams *streams, uint64_t client, const char *payload, size_t length, size_t size,
                           uint64_t now) {
+    if (length && *payload == '{') {
+        if (!verify_receipt(streams, payload, length, size)) tally.bad_payloads++;
+        return;
+    }
     const struct message *message = size == 0 || length == size ? look_up(payload, length) : NULL;
     if (message == NULL || message->sent > now) {
         tally.bad_payloads++;

@@ -6,18 +6,38 @@ from collections.abc import Callable
 from typing import Final
 
 from bench.outcome import Outcome
-from bench.scenarios import burst, direct, fanout, fifty, helper, idle, latency, peers, room, storm
+from bench.scenarios import (
+    burst,
+    churn,
+    direct,
+    fanout,
+    fifty,
+    helper,
+    idle,
+    latency,
+    peers,
+    room,
+    rooms,
+    soak,
+    storm,
+)
 from bench.stand import Settings
 
 SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
     "fanout": fanout.run,
     "burst": burst.run,
     "room": room.run,
+    "rooms": rooms.run,
     "direct": direct.run,
     "storm": storm.run,
     "idle": idle.run,
     "helper": helper.run,
+    "churn": churn.run,
     "latency": latency.run,
     "fifty": fifty.run,
     "peers": peers.run,
+    "soak": soak.run,
 }
+
+LONG: Final = ("fifty", "soak", "peers")
+"""Those that run only when they are named, or with ``--full``."""

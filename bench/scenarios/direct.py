@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bench.outcome import Figure, Outcome, ratios
-from bench.publisher import text
+from bench.publisher import Publisher, text
 from bench.stand import Settings, Stand, stand
 
 
@@ -34,19 +34,27 @@ def run(settings: Settings) -> Outcome:
     return outcome
 
 
-def random_messages(here: Stand, stream: int, receivers: list[int]) -> Iterator[bytes]:
-    """Make the commands that send to these clients, each with a sequence of its own."""
+def messages_to(publishers: Sequence[Publisher], stream: int, receivers: list[int], size: int) -> Iterator[bytes]:
+    """Make the commands that send to these clients, each with a sequence of its own.
+
+    Args:
+        publishers: One for each node, in the order of the nodes' list.
+        stream: The number in the payloads.
+        receivers: Client ids, one a message.
+        size: Bytes of a message.
+    """
     sequences: Counter[int] = Counter()
     for client in receivers:
         sequences[client] += 1
-        message = text(stream, sequences[client], here.settings.size, to=client)
-        yield here.publisher.to_clients([client], message)
+        message = text(stream, sequences[client], size, to=client)
+        yield publishers[client % len(publishers)].to_clients([client], message)
 
 
 def _node_round(here: Stand, outcome: Outcome, messages: int, seed: int) -> tuple[float, float]:
     dice = random.Random(seed)
     receivers = [dice.randint(1, here.settings.connections) for _ in range(messages)]
-    commands = list(random_messages(here, here.next_stream(), receivers))  # made first: Python is slower than the node
+    # Made first: Python is slower than the node.
+    commands = list(messages_to([here.publisher], here.next_stream(), receivers, here.settings.size))
     cpu, tally = here.round(outcome, lambda: here.publisher.send(commands), receivers)
     return cpu, tally.seconds
 

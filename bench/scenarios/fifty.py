@@ -8,9 +8,9 @@ import json
 
 from bench import tokens
 from bench.outcome import Figure, Outcome, ratios
-from bench.processes import Crowd, Node, Yardstick
+from bench.processes import SETTLE_SECONDS, Crowd, Node, Yardstick
 from bench.publisher import Publisher, text
-from bench.stand import QUIET, SETTLE_SECONDS, Settings, free_ports, join, run_names
+from bench.stand import QUIET, Settings, free_ports, join, run_names
 from freeim import ImHelper
 
 

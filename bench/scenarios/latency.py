@@ -2,87 +2,163 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import itertools
+import json
 import random
-import time
-from collections import Counter
+import statistics
+from dataclasses import dataclass, field
 
+from bench import tokens
 from bench.outcome import Figure, Outcome, ratios
-from bench.publisher import text
-from bench.stand import Settings, Stand, stand
+from bench.pacer import Pacer, Sent
+from bench.processes import PER_PROCESS, Crowd, Node, Yardstick
+from bench.publisher import Publisher
+from bench.scenarios.direct import messages_to
+from bench.stand import QUIET, Settings, free_ports, run_names
 from bench.tally import Tally
 
-RATES = (1_000, 10_000)
+RATE = 1_000
 SECONDS = 2.0
+SHARES = (0.1, 0.5, 0.8)
+"""Of what the node was measured to deliver a second."""
+SHARE_SECONDS = 1.0
+FLOOD = 20_000
 
 
 def run(settings: Settings) -> Outcome:
     """Measure times from publishing to arrival at several rates, in turn with the yardstick at the same."""
-    seconds = SECONDS * settings.repeat
-    outcome = Outcome("latency", f"{seconds:g} s at each rate among {settings.connections} connections")
-    with stand(dataclasses.replace(settings, pause=0.0), {}, outcome) as here:
-        for rate in RATES:
-            node, bare = [], []
-            for number in range(settings.rounds):
-                settings.progress(f"latency: {rate} a second, round {number + 1} of {settings.rounds}")
-                node.append(_node_round(here, outcome, rate, seconds, number))
-                bare.append(_bare_round(here, outcome, rate, seconds, number))
-            outcome.figures += _figures(rate, [tally for tally, _ in node], bare)
-            late = [lag for _, lag in node]
-            meaning = f"99.0% are published no later than this after they were due, at {rate:,} a second"
-            outcome.figures.append(Figure(f"latency_{rate}_sender_p99", "lower", meaning, late, "ms"))
+    count = settings.latency_connections
+    outcome = Outcome(
+        "latency",
+        f"messages of {settings.size} bytes to one of {count} connections each, at {RATE:,} a second, and at "
+        f"{', '.join(f'{share:.0%}' for share in SHARES)} of what was delivered when all were sent at once",
+    )
+    with contextlib.ExitStack() as stack:
+        bench = _Bench(settings, stack, outcome)
+        _measure(bench, outcome, RATE, SECONDS * settings.repeat, str(RATE), f"{RATE:,} a second")
+        capacity = _capacity(bench)
+        outcome.absorb(capacity)
+        if capacity.objection is None:
+            for share in SHARES:
+                rate = share * capacity.figures[0].median
+                name = f"{share:.0%}".replace("%", "pct")
+                _measure(bench, outcome, rate, SHARE_SECONDS * settings.repeat, name, f"{share:.0%} of the capacity")
     return outcome
 
 
-def _figures(rate: int, node: list[Tally], bare: list[Tally]) -> list[Figure]:
-    figures = []
-    for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999)):
+@dataclass(slots=True)
+class _Bench:
+    """As many nodes as are needed, as many yardsticks, and a crowd at each; nobody rests between two looks."""
+
+    settings: Settings
+    stack: contextlib.ExitStack
+    outcome: Outcome
+    nodes: list[Node] = field(init=False)
+    bare: list[Yardstick] = field(init=False)
+    crowd: Crowd = field(init=False)
+    bare_crowd: Crowd = field(init=False)
+    publishers: list[Publisher] = field(init=False)
+    pacer: Pacer = field(init=False)
+    streams: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def __post_init__(self) -> None:
+        settings, stack, count = self.settings, self.stack, self.settings.latency_connections
+        servers = -(-count // PER_PROCESS)
+        client, names = stack.enter_context(run_names(settings.url))
+        binds = [f"127.0.0.1:{port}" for port in free_ports(servers)]
+        options = (*QUIET, "--nodes", ",".join(binds))
+        self.nodes = [stack.enter_context(Node(settings.url, names.prefix, bind, options)) for bind in binds]
+        self.bare = [stack.enter_context(Yardstick()) for _ in binds]
+        self.crowd, self.bare_crowd = (stack.enter_context(Crowd(count, -(-count // servers))) for _ in range(2))
+        settings.progress(f"connecting {count} to each side")
+        issued = tokens.issue(client, names, count)
+        self.outcome.check_opened(self.crowd.connect([node.port for node in self.nodes], issued), count)
+        spelt = tokens.for_yardstick(count)
+        self.outcome.check_opened(self.bare_crowd.connect([server.port for server in self.bare], spelt), count)
+        self.publishers = [Publisher(settings.url, names, bind) for bind in binds]
+        for publisher in self.publishers:
+            stack.callback(publisher.close)
+        self.pacer = stack.enter_context(Pacer(settings.url, names, binds))
+
+    def flood(self, part: Outcome, messages: int, seed: int) -> float:
+        """Send messages as fast as Redis hands them over; return how many arrived a second."""
+        dice = random.Random(seed)
+        receivers = [dice.randint(1, self.crowd.clients) for _ in range(messages)]
+        commands = list(messages_to(self.publishers, next(self.streams), receivers, self.settings.size))
+        self.crowd.begin(self.settings.size, 0.0)
+        cpu = [node.cpu() for node in self.nodes]
+        self.publishers[0].send(commands)
+        tally = self.crowd.settle(messages)
+        part.check(tally, messages, self._busiest(cpu))
+        return messages / tally.seconds
+
+    def paced(self, part: Outcome, rate: float, seconds: float, seed: int) -> tuple[Tally, Sent]:
+        """Send to the nodes' connections."""
+        self.crowd.begin(self.settings.size, 0.0)
+        cpu = [node.cpu() for node in self.nodes]
+        clients = range(1, self.crowd.clients + 1)
+        self.pacer.start(rate, seconds, clients, next(self.streams), seed=seed, size=self.settings.size)
+        sent = self.pacer.finish()
+        tally = self.crowd.settle(sent.messages)
+        part.check(tally, sent.messages, self._busiest(cpu))
+        part.sender = max(part.sender, sent.busy)
+        return tally, sent
+
+    def bare_paced(self, part: Outcome, rate: float, seconds: float, seed: int) -> Tally:
+        """Let the yardsticks send, each its share of the rate."""
+        for server in self.bare:
+            server.ask(f"begin {self.settings.size}")
+        self.bare_crowd.begin(self.settings.size, 0.0)
+        stream, each = next(self.streams), rate / len(self.bare)
+        for server in self.bare:
+            server.say(f"paced {each} {seconds} 1 {stream} {seed}")
+        states = [json.loads(server.hear()) for server in self.bare]
+        messages = int(each * seconds) * len(self.bare)
+        tally = self.bare_crowd.settle(messages)
+        part.check(tally, messages, max(state["cpu_s"] for state in states))
+        # One that could not keep the rate would make the node look better than it is.
+        part.sender = max(part.sender, *(state["cpu_s"] / state["wall_s"] for state in states))
+        return tally
+
+    def _busiest(self, before: list[float]) -> float:
+        return max(node.cpu() - cpu for node, cpu in zip(self.nodes, before, strict=True))
+
+
+def _capacity(bench: _Bench) -> Outcome:
+    part = Outcome("the capacity, and the rates that are shares of it", "")
+    messages = bench.settings.many(FLOOD)
+    bench.flood(part, messages, bench.settings.rounds)  # the kernel grows buffers with the first messages
+    rates = []
+    for number in range(bench.settings.rounds):
+        bench.settings.progress(f"latency: capacity, round {number + 1} of {bench.settings.rounds}")
+        rates.append(bench.flood(part, messages, number))
+    meaning = "messages a second, by the clock, when all are sent at once: the capacity of Redis, nodes and generator"
+    part.figures = [Figure("latency_capacity", "higher", meaning, rates, "/s")]
+    return part
+
+
+def _measure(bench: _Bench, outcome: Outcome, rate: float, seconds: float, name: str, what: str) -> None:
+    part = Outcome(f"at {what}", "")
+    node, bare, late = [], [], []
+    for number in range(bench.settings.rounds):
+        bench.settings.progress(f"latency: at {what} ({rate:,.0f}/s), round {number + 1} of {bench.settings.rounds}")
+        tally, sent = bench.paced(part, rate, seconds, number)
+        node.append(tally)
+        late.append(sent.late.quantile(0.99) * 1e3)
+        bare.append(bench.bare_paced(part, rate, seconds, number))
+    for quantile, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999)):
         times = [tally.quantile(share) * 1e3 for tally in node]
         others = [tally.quantile(share) * 1e3 for tally in bare]
-        meaning = f"{share:.1%} arrive within this time, at {rate:,} a second"
-        figures += [
-            Figure(
-                f"latency_{rate}_{name}_ratio",
-                "lower",
-                "the next figure / that of the yardstick",
-                ratios(times, others),
-            ),
-            Figure(f"latency_{rate}_{name}", "lower", meaning, times, "ms"),
+        meaning = f"{share:.1%} arrive within this time, at {what}"
+        ratio = "the next figure / that of the yardstick"
+        part.figures += [
+            Figure(f"latency_{name}_{quantile}_ratio", "lower", ratio, ratios(times, others)),
+            Figure(f"latency_{name}_{quantile}", "lower", meaning, times, "ms"),
         ]
-    return figures
-
-
-def _node_round(here: Stand, outcome: Outcome, rate: int, seconds: float, seed: int) -> tuple[Tally, float]:
-    dice = random.Random(seed)
-    receivers = [dice.randint(1, here.settings.connections) for _ in range(max(1, int(rate * seconds)))]
-    stream, size = here.next_stream(), here.settings.size
-    lags: list[float] = []
-
-    def send() -> None:
-        sequences: Counter[int] = Counter()
-        start = time.monotonic_ns()
-        sent = 0
-        while sent < len(receivers):
-            due = min(len(receivers), (time.monotonic_ns() - start) * rate // 1_000_000_000 + 1)
-            commands = []
-            for number in range(sent, due):
-                client = receivers[number]
-                sequences[client] += 1
-                # The time at which it was due, not at which it is sent: what lags may not hide it.
-                at = start + number * 1_000_000_000 // rate
-                message = text(stream, sequences[client], size, to=client, at=at)
-                commands.append(here.publisher.to_clients([client], message))
-            now = (time.monotonic_ns() - start) / 1e6
-            lags.extend(now - number * 1e3 / rate for number in range(sent, due))
-            here.publisher.send(commands)
-            sent = due
-            time.sleep(max(0.0, (start + sent * 1_000_000_000 // rate - time.monotonic_ns()) / 1e9))
-
-    tally = here.round(outcome, send, receivers)[1]
-    return tally, sorted(lags)[int(0.99 * len(lags))]
-
-
-def _bare_round(here: Stand, outcome: Outcome, rate: int, seconds: float, seed: int) -> Tally:
-    count = max(1, int(rate * seconds))
-    line = f"paced {rate} {seconds} 1 {here.next_stream()} {seed}"
-    return here.bare_round(outcome, lambda: here.yardstick.ask(line), [1] * count)[1]
+    meaning = f"99.0% are published no later than this after they were due, at {what}"
+    part.figures.append(Figure(f"latency_{name}_sender_p99", "lower", meaning, late, "ms"))
+    # A sender that waits for a core is not busy, and yet its delay would be taken for the node's.
+    if statistics.median(late) > 0.5 * statistics.median(tally.quantile(0.99) * 1e3 for tally in node):
+        part.slow = f"the sender was {statistics.median(late):.2g} ms late itself (99th percentile)"
+    outcome.absorb(part)

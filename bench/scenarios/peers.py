@@ -16,9 +16,9 @@ from bench import tokens
 from bench.outcome import Figure, Outcome, ratios
 from bench.peers import PEERS
 from bench.peers.base import Peer, PeerError, Run, Sender
-from bench.processes import Crowd, Node, Process, Yardstick
+from bench.processes import SETTLE_SECONDS, Crowd, Node, Process, Yardstick
 from bench.publisher import Publisher, text
-from bench.stand import QUIET, SETTLE_SECONDS, Settings, join, run_names
+from bench.stand import QUIET, Settings, join, run_names
 from freeim import ImHelper
 from freeim.names import Names
 

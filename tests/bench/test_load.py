@@ -11,6 +11,8 @@ import pytest
 
 from bench.build import program
 from bench.processes import Process
+from bench.publisher import text
+from freeim.envelope import receipt_text
 from tests.bench.bad_server import BadServer, answer, frame, message
 
 
@@ -197,6 +199,30 @@ def test_a_frame_that_no_node_sends_is_bad(server: BadServer, bad: bytes) -> Non
     tally = server.send(bad, message(7, 1))
     assert tally.frames == 1
     assert +tally.faults == {"bad_frames": 1}
+
+
+def receipt(sequence: int, delivered: bool = True, size: int = 128) -> bytes:
+    return frame(receipt_text(text(7, sequence, size, to=2), delivered).encode())
+
+
+def test_receipts_are_verified_and_counted_apart(server: BadServer) -> None:
+    tally = server.send(receipt(1), receipt(2), message(7, 1))
+    assert (tally.frames, tally.receipts) == (1, 2)
+    assert not +tally.faults
+
+
+@pytest.mark.parametrize(
+    ("receipts", "faults"),
+    [
+        ([receipt(2)], {"lost": 1}),
+        ([receipt(1), receipt(1)], {"duplicates": 1}),
+        ([receipt(1, delivered=False)], {"bad_payloads": 1}),
+        ([receipt(1, size=100)], {"bad_payloads": 1}),
+        ([frame(b"{}")], {"bad_payloads": 1}),
+    ],
+)
+def test_a_receipt_that_is_wrong_is_found(server: BadServer, receipts: list[bytes], faults: dict[str, int]) -> None:
+    assert +server.send(*receipts).faults == faults
 
 
 def test_a_ping_gets_its_pong_masked_and_with_the_same_payload(server: BadServer) -> None:

@@ -67,7 +67,7 @@ def test_the_sdist_holds_all_that_a_build_needs() -> None:
     assert MODULES | LUA | PAGE | CORE_SOURCE | {"freeim/_core.pyi", "freeim/py.typed"} <= held
     # C that Cython made is not in it; the programs of the benchmarks are sources.
     assert not [name for name in held if name.endswith((".c", ".so", ".pyc")) and not name.startswith("bench/")]
-    assert {"bench/load.c", "bench/yardstick.c"} <= held
+    assert {f"bench/{name}.c" for name in ("delay", "load", "publish", "yardstick")} <= held
 
 
 @pytest.mark.parametrize("file", [wheel, pure_wheel])
