@@ -70,7 +70,7 @@ def page(counts: dict[str, float]) -> str:
     lines = [
         "# Instructions of the hot path",
         "",
-        f"User instructions for one delivery of {SIZE} bytes, from the bytes that Redis sends to the call of `send(2)`.",
+        f"User instructions for a delivery of {SIZE} bytes, from the bytes that Redis sends to the call of `send(2)`.",
         "Counted by callgrind (`python -m bench.instructions`); what the kernel spends is not in it.",
         "",
         f"{platform.python_implementation()} {platform.python_version()}, {platform.machine()}, {versions}.",
