@@ -41,17 +41,17 @@ cdef extern from *:
     #ifdef __linux__
     #include <sys/epoll.h>
     #define FREEIM_HAVE_EPOLL 1
+    static int freeim_accept(int listener) { return accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC); }
     #else
     /* Only so that it compiles: where HAVE_EPOLL is 0, nobody makes a Poller. */
     #define FREEIM_HAVE_EPOLL 0
     typedef union { int fd; } epoll_data_t;
     struct epoll_event { uint32_t events; epoll_data_t data; };
-    enum { EPOLLIN = 1, EPOLLOUT = 4, EPOLL_CLOEXEC = 0, EPOLL_CTL_ADD = 1, EPOLL_CTL_DEL = 2, EPOLL_CTL_MOD = 3,
-           SOCK_NONBLOCK = 0, SOCK_CLOEXEC = 0 };
+    enum { EPOLLIN = 1, EPOLLOUT = 4, EPOLL_CLOEXEC = 0, EPOLL_CTL_ADD = 1, EPOLL_CTL_DEL = 2, EPOLL_CTL_MOD = 3 };
     static int epoll_create1(int flags) { return -1; }
     static int epoll_ctl(int fd, int operation, int of, struct epoll_event* event) { return -1; }
     static int epoll_wait(int fd, struct epoll_event* events, int count, int timeout) { return -1; }
-    static int accept4(int fd, void* address, void* size, int flags) { return -1; }
+    static int freeim_accept(int listener) { return -1; }
     #endif
     """
     ctypedef union epoll_data_t:
@@ -59,12 +59,12 @@ cdef extern from *:
     cdef struct epoll_event:
         uint32_t events
         epoll_data_t data
-    int FREEIM_HAVE_EPOLL, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, SOCK_NONBLOCK, SOCK_CLOEXEC
+    int FREEIM_HAVE_EPOLL, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD
     uint32_t EPOLLIN, EPOLLOUT
     int epoll_create1(int flags) nogil
     int epoll_ctl(int fd, int operation, int of, epoll_event* event) nogil
     int epoll_wait(int fd, epoll_event* events, int count, int timeout) nogil
-    int accept4(int fd, void* address, void* size, int flags) nogil
+    int freeim_accept(int listener) nogil
 
 HAVE_EPOLL = bool(FREEIM_HAVE_EPOLL)
 

@@ -218,7 +218,7 @@ cdef class Poller:
         cdef:
             Socket sock = Socket.__new__(Socket)
             epoll_event event
-            int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+            int fd = freeim_accept(listener)
         if fd < 0:
             raise OSError(errno, os.strerror(errno))
         sock.fd = fd
