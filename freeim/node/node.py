@@ -91,6 +91,10 @@ class Node:
                 self._on_forgotten,
                 barrier=self._barrier,
             )
+            # What the session asks of a node, straight from the bus: it is asked for each message.
+            self.on_message = self._bus.on_message
+            self.on_invalidate = self._bus.on_invalidate
+            self.on_received = self._bus.on_received
             self._redis_watch = RedisWatch(self._session, self._bus)
             self._connections.router = self._bus.router
             self._acceptor = Acceptor(self._sock, lambda: Handshake(self._connections))
@@ -216,15 +220,6 @@ class Node:
         )
 
     # ---- what the session asks
-
-    def on_message(self, payload: bytes) -> None:
-        self._bus.on_message(payload)
-
-    def on_invalidate(self, keys: list[bytes] | None) -> None:
-        self._bus.on_invalidate(keys)
-
-    def on_received(self) -> None:
-        self._bus.on_received()
 
     def on_gap(self) -> None:
         self._bus.hold()
