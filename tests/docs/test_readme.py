@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
+from bench.report import number
 from freeim import AsyncImHelper, ImHelper
 from tests.cli.command import Server, environment
-from tests.docs.pages import README, Block, Page, signature_text
+from tests.docs.pages import README, ROOT, Block, Page, signature_text
 from tests.servers import RedisServer
 
 CHINESE = Page("README.zh-CN.md")
@@ -45,6 +47,19 @@ def test_both_languages_have_the_same_code() -> None:
 
 def test_both_languages_have_the_same_methods() -> None:
     assert [row[:2] for row in README.rows if "`" in row[1]] == [row[:2] for row in CHINESE.rows if "`" in row[1]]
+
+
+@pytest.mark.parametrize("page", [README, CHINESE], ids=str)
+def test_the_figures_are_those_of_the_reports(page: Page) -> None:
+    figures: dict[str, dict[str, Any]] = {}
+    for report in (ROOT / "docs" / "benchmarks").rglob("latest.json"):
+        for outcome in json.loads(report.read_text())["outcomes"]:
+            if report.parent.name in ("benchmarks", outcome["scenario"]):
+                figures |= {f"`{name}`": figure for name, figure in outcome["figures"].items()}
+    shown = {row[0]: row[2] for row in page.rows if row[0] in figures}
+    assert len(shown) > 5
+    for name, value in shown.items():
+        assert value == f"{number(figures[name]['median'])} {figures[name]['unit']}".strip(), name
 
 
 def test_each_block_of_code_is_of_a_kind_that_a_test_runs_or_checks() -> None:
