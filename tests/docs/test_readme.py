@@ -49,7 +49,7 @@ def test_both_languages_have_the_same_methods() -> None:
     assert [row[:2] for row in README.rows if "`" in row[1]] == [row[:2] for row in CHINESE.rows if "`" in row[1]]
 
 
-@pytest.mark.parametrize("page", [README, CHINESE], ids=str)
+@pytest.mark.parametrize("page", [README, CHINESE], ids=lambda page: page.name)
 def test_the_figures_are_those_of_the_reports(page: Page) -> None:
     figures: dict[str, dict[str, Any]] = {}
     for report in (ROOT / "docs" / "benchmarks").rglob("latest.json"):
