@@ -6,7 +6,7 @@ import json
 from urllib.parse import quote
 
 from bench.build import program
-from bench.pacer import dial_words
+from bench.dial import dial_words
 from bench.processes import Process
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.build import program
+from bench.dial import auth_lines, dial_words
 from bench.processes import BenchError, Process
 from bench.tally import Tally
 from freeim.names import Names
-from freeim.redis_url import RedisAddress, parse_redis_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +28,6 @@ class Sent:
     late: Tally
 
 
-def dial_words(url: str) -> tuple[RedisAddress, list[str]]:
-    """Return the address of Redis, and how dial.h is told of it.
-
-    Raises:
-        BenchError: It is only to be reached by TLS, which the C programs do not speak.
-    """
-    address = parse_redis_url(url)
-    if address.tls:
-        raise BenchError("this scenario reaches Redis without TLS only: give the benchmarks a redis:// or unix:// URL")
-    return address, (["unix", address.socket_path] if address.socket_path else ["tcp", address.host, str(address.port)])
-
-
 class Pacer(Process):
     """Publishes direct messages.
 
@@ -53,9 +41,8 @@ class Pacer(Process):
         address, where = dial_words(url)
         super().__init__([program("publish"), *where])
         try:
-            if address.password is not None:
-                words = ["AUTH", *([address.username] if address.username else []), address.password]
-                self.ask(f"command {len(words)}", *words)
+            if lines := auth_lines(address):
+                self.ask(*lines)
             self.ask(f"nodes {len(nodes)}", *(names.server(node) for node in nodes))
         except BenchError:
             self.__exit__(None, None, None)

@@ -116,10 +116,14 @@ class Node(Process):
 
 
 class Yardstick(Process):
-    """The bare send loop of yardstick.c."""
+    """The bare send loop of yardstick.c.
 
-    def __init__(self) -> None:
-        super().__init__([program("yardstick")])
+    Args:
+        redis: How dial.h is told of a Redis whose messages are to be passed on.
+    """
+
+    def __init__(self, redis: Iterable[str] = ()) -> None:
+        super().__init__([program("yardstick"), *redis])
         self.port = int(json.loads(self.hear())["port"])
 
 

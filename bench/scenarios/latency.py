@@ -7,13 +7,15 @@ import itertools
 import json
 import random
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bench import tokens
 from bench.outcome import Figure, Outcome, ratios
 from bench.pacer import Pacer, Sent
-from bench.processes import PER_PROCESS, Crowd, Node, Yardstick
+from bench.processes import PER_PROCESS, Crowd, Node, Process
 from bench.publisher import Publisher
+from bench.relay import Relay
 from bench.scenarios.direct import messages_to
 from bench.stand import QUIET, Settings, free_ports, run_names
 from bench.tally import Tally
@@ -38,7 +40,7 @@ def run(settings: Settings) -> Outcome:
     )
     with contextlib.ExitStack() as stack:
         bench = _Bench(settings, stack, outcome)
-        _measure(bench, outcome, RATE, SECONDS * settings.repeat, str(RATE), f"{RATE:,} a second")
+        _measure(bench, outcome, RATE, SECONDS * settings.repeat, str(RATE), f"{RATE:,} a second", relay=True)
         capacity = _capacity(bench)
         outcome.absorb(capacity)
         if capacity.objection is None:
@@ -51,17 +53,21 @@ def run(settings: Settings) -> Outcome:
 
 @dataclass(slots=True)
 class _Bench:
-    """As many nodes as are needed, as many yardsticks, and a crowd at each; nobody rests between two looks."""
+    """As many nodes as are needed, as many yardsticks, and a crowd at each; nobody rests between two looks.
+
+    The yardsticks send at times of their own, or pass on what comes from Redis.
+    """
 
     settings: Settings
     stack: contextlib.ExitStack
     outcome: Outcome
     nodes: list[Node] = field(init=False)
-    bare: list[Yardstick] = field(init=False)
+    bare: list[Relay] = field(init=False)
     crowd: Crowd = field(init=False)
     bare_crowd: Crowd = field(init=False)
     publishers: list[Publisher] = field(init=False)
     pacer: Pacer = field(init=False)
+    bare_pacer: Pacer = field(init=False)
     streams: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
@@ -71,7 +77,8 @@ class _Bench:
         binds = [f"127.0.0.1:{port}" for port in free_ports(servers)]
         options = (*QUIET, "--nodes", ",".join(binds))
         self.nodes = [stack.enter_context(Node(settings.url, names.prefix, bind, options)) for bind in binds]
-        self.bare = [stack.enter_context(Yardstick()) for _ in binds]
+        relays = [f"relay {bind}" for bind in binds]
+        self.bare = [stack.enter_context(Relay(settings.url, names.server(relay))) for relay in relays]
         self.crowd, self.bare_crowd = (stack.enter_context(Crowd(count, -(-count // servers))) for _ in range(2))
         settings.progress(f"connecting {count} to each side")
         issued = tokens.issue(client, names, count)
@@ -82,6 +89,7 @@ class _Bench:
         for publisher in self.publishers:
             stack.callback(publisher.close)
         self.pacer = stack.enter_context(Pacer(settings.url, names, binds))
+        self.bare_pacer = stack.enter_context(Pacer(settings.url, names, relays))
 
     def flood(self, part: Outcome, messages: int, seed: int) -> float:
         """Send messages as fast as Redis hands them over; return how many arrived a second."""
@@ -92,18 +100,33 @@ class _Bench:
         cpu = [node.cpu() for node in self.nodes]
         self.publishers[0].send(commands)
         tally = self.crowd.settle(messages)
-        part.check(tally, messages, self._busiest(cpu))
+        part.check(tally, messages, _busiest(self.nodes, cpu))
         return messages / tally.seconds
 
     def paced(self, part: Outcome, rate: float, seconds: float, seed: int) -> tuple[Tally, Sent]:
-        """Send to the nodes' connections."""
-        self.crowd.begin(self.settings.size, 0.0)
-        cpu = [node.cpu() for node in self.nodes]
-        clients = range(1, self.crowd.clients + 1)
-        self.pacer.start(rate, seconds, clients, next(self.streams), seed=seed, size=self.settings.size)
-        sent = self.pacer.finish()
-        tally = self.crowd.settle(sent.messages)
-        part.check(tally, sent.messages, self._busiest(cpu))
+        """Publish for the nodes' connections."""
+        return self._paced(part, self.nodes, self.crowd, self.pacer, rate, seconds, seed)
+
+    def relayed(self, part: Outcome, rate: float, seconds: float, seed: int) -> Tally:
+        """Publish for the yardsticks' connections."""
+        return self._paced(part, self.bare, self.bare_crowd, self.bare_pacer, rate, seconds, seed)[0]
+
+    def _paced(
+        self,
+        part: Outcome,
+        servers: Sequence[Process],
+        crowd: Crowd,
+        pacer: Pacer,
+        rate: float,
+        seconds: float,
+        seed: int,
+    ) -> tuple[Tally, Sent]:
+        crowd.begin(self.settings.size, 0.0)
+        cpu = [server.cpu() for server in servers]
+        pacer.start(rate, seconds, range(1, crowd.clients + 1), next(self.streams), seed=seed, size=self.settings.size)
+        sent = pacer.finish()
+        tally = crowd.settle(sent.messages)
+        part.check(tally, sent.messages, _busiest(servers, cpu))
         part.sender = max(part.sender, sent.busy)
         return tally, sent
 
@@ -123,8 +146,9 @@ class _Bench:
         part.sender = max(part.sender, *(state["cpu_s"] / state["wall_s"] for state in states))
         return tally
 
-    def _busiest(self, before: list[float]) -> float:
-        return max(node.cpu() - cpu for node, cpu in zip(self.nodes, before, strict=True))
+
+def _busiest(servers: Sequence[Process], before: list[float]) -> float:
+    return max(server.cpu() - cpu for server, cpu in zip(servers, before, strict=True))
 
 
 def _capacity(bench: _Bench) -> Outcome:
@@ -140,15 +164,19 @@ def _capacity(bench: _Bench) -> Outcome:
     return part
 
 
-def _measure(bench: _Bench, outcome: Outcome, rate: float, seconds: float, name: str, what: str) -> None:
+def _measure(
+    bench: _Bench, outcome: Outcome, rate: float, seconds: float, name: str, what: str, *, relay: bool = False
+) -> None:
     part = Outcome(f"at {what}", "")
-    node, bare, late = [], [], []
+    node, bare, relayed, late = [], [], [], []
     for number in range(bench.settings.rounds):
         bench.settings.progress(f"latency: at {what} ({rate:,.0f}/s), round {number + 1} of {bench.settings.rounds}")
         tally, sent = bench.paced(part, rate, seconds, number)
         node.append(tally)
         late.append(sent.late.quantile(0.99) * 1e3)
         bare.append(bench.bare_paced(part, rate, seconds, number))
+        if relay:
+            relayed.append(bench.relayed(part, rate, seconds, number))
     for quantile, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999)):
         times = [tally.quantile(share) * 1e3 for tally in node]
         others = [tally.quantile(share) * 1e3 for tally in bare]
@@ -158,6 +186,10 @@ def _measure(bench: _Bench, outcome: Outcome, rate: float, seconds: float, name:
             Figure(f"latency_{name}_{quantile}_ratio", "lower", ratio, ratios(times, others)),
             Figure(f"latency_{name}_{quantile}", "lower", meaning, times, "ms"),
         ]
+        if relay:
+            others = [tally.quantile(share) * 1e3 for tally in relayed]
+            ratio = f"{share:.1%} arrive within this time / within that of the yardstick behind Redis, at {what}"
+            part.figures.append(Figure(f"latency_{name}_{quantile}_relay", "lower", ratio, ratios(times, others)))
     meaning = f"99.0% are published no later than this after they were due, at {what}"
     part.figures.append(Figure(f"latency_{name}_sender_p99", "lower", meaning, late, "ms"))
     # A sender that waits for a core is not busy, and yet its delay would be taken for the node's.
