@@ -64,8 +64,8 @@ async def run(kind: str, count: int, made: int) -> int:
     session = Session(_nowhere, "c", _NobodyHears())
     connections = Connections(options, names, session, Presence(session, names, options))
     bus = Bus(options, names, session, connections, _ignore, _ignore)
-    bus.open = True
     connections.router = router = bus.router
+    router.open = True
     # One walk, however slow the machine: else the count depends on the clock.
     connections.fanout = Fanout(_ignore, _ignore, options.queue_limit, slice_ms=1e9)
     router.set_tracking(True)

@@ -109,6 +109,7 @@ cdef class Router:
         readonly long long dropped    # messages that a pending client missed because the window was full
         object _window                # deque of Message: all from the oldest pending client's `since` on
         long long _position           # of the next message
+        public bint open              # the node's name is taken; what comes before is not for this instance
         bint _guid
         bint _barrier                 # False only in the test that shows what the barrier is for
         readonly bint tracking        # membership by client and invalidation; else the channel's members per message
@@ -116,12 +117,14 @@ cdef class Router:
         object _on_receipt            # (message, receiver, delivered)
         object _on_reread             # (client): send HKEYS for it, now
         object _on_force_offline      # (client)
+        object _on_other              # (payload, message or None): what `take` leaves to Python
         readonly long long deliveries
 
     cdef _drop(self, Client client)
     cdef _settle(self, Client client)
     cdef _update_channels(self, Client client, names)
     cdef NoResult _begin_pending(self, Client client) except NoResult.FAILED
+    cdef NoResult _take_in(self, Message message) except NoResult.FAILED
     cdef NoResult _route(self, Message message) except NoResult.FAILED
     cdef NoResult _replay(self, Client client) except NoResult.FAILED
     cdef NoResult _deliver_direct(self, Client client, Message message) except NoResult.FAILED

@@ -82,6 +82,7 @@ class Channel: ...
 
 @final
 class Router:
+    open: bool
     def __init__(
         self,
         system: bytes,
@@ -91,6 +92,8 @@ class Router:
         *,
         tracking: bool = True,
         window_limit: int = 268_435_456,
+        guid: bool = False,
+        on_other: Callable[[bytes, Message | None], None] | None = None,
         barrier: bool = True,
     ) -> None: ...
     @property
@@ -117,6 +120,7 @@ class Router:
     def invalidate(self, client_id: bytes) -> None: ...
     def hold_all(self) -> list[Client]: ...
     def set_tracking(self, tracking: bool) -> None: ...
+    def take(self, payload: bytes) -> None: ...
     def route(self, message: Message) -> None: ...
 
 @final

@@ -42,11 +42,14 @@ cdef class Router:
         tracking: Whether membership is read per client and invalidated by Redis; if not, each channel message comes
             with the channel's members.
         window_limit: Bytes that may wait for pending clients; what comes beyond is lost for them and counted.
+        guid: Whether client ids are GUIDs.
+        on_other: ``(payload, message)``, what `take` does not route by itself: a payload of another form, its message
+            None; or any message without tracking.
         barrier: False switches the waiting of pending clients off, to show in a test what it is for.
     """
 
     def __init__(self, bytes system not None, on_receipt, on_reread, on_force_offline, *, bint tracking=True,
-                 Py_ssize_t window_limit=268_435_456, bint barrier=True):
+                 Py_ssize_t window_limit=268_435_456, bint guid=False, on_other=None, bint barrier=True):
         self.clients = {}
         self._channels = {}
         # Not a dict: the first of a dict whose oldest entries were deleted is found by walking over the holes.
@@ -54,6 +57,8 @@ cdef class Router:
         self._window = deque()
         self._position = 0
         self.window_limit = window_limit
+        self._guid = guid
+        self._on_other = on_other
         self._barrier = barrier
         self.tracking = tracking
         self.system = system
@@ -198,8 +203,22 @@ cdef class Router:
 
     # ---- messages
 
+    def take(self, bytes payload not None):
+        """Decode what was published on the node's channel, and route it. What comes before `open` is dropped."""
+        cdef Message message
+        if not self.open:
+            return
+        message = _decode(payload, self._guid)
+        if message is None or not self.tracking:
+            self._on_other(payload, message)
+        else:
+            self._take_in(message)
+
     def route(self, Message message not None):
         """Deliver a message to everybody who does not wait, and keep it for those who do."""
+        self._take_in(message)
+
+    cdef NoResult _take_in(self, Message message) except NoResult.FAILED:
         message.position = self._position
         self._position += 1
         if self._pending:
@@ -208,7 +227,7 @@ cdef class Router:
                 self._window_bytes += _weight(message)
             else:
                 self.dropped += 1
-        self._route(message)
+        return self._route(message)
 
     cdef NoResult _begin_pending(self, Client client) except NoResult.FAILED:
         if not client.pending:

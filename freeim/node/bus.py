@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import hiredis
 
-from freeim._core import Client, Message, Router, decode
+from freeim._core import Client, Message, Router
 from freeim.config import Options
 from freeim.envelope import PROBE_HEAD
 from freeim.names import Names
@@ -61,19 +61,20 @@ class Bus:
             on_receipt,
             self._reread,
             connections.force_offline,
-            barrier=barrier,
             window_limit=options.bus_queue_limit,
+            guid=options.ids == "guid",
+            on_other=self._take_other,
+            barrier=barrier,
         )
+        # What the session asks of a node for each message goes to the core at once.
+        self.on_message = self.router.take
         self.bad_payloads = 0
         self.idle_rereads = 0
         """Re-reads after an invalidation that found nothing new."""
-        self.open = False
-        """False until the node's name is taken: what comes before is not for this instance."""
         self._options = options
         self._session = session
         self._connections = connections
         self._on_forgotten = on_forgotten
-        self._guid = options.ids == "guid"
         self._client_key = names.client("").encode()
         self._chan_key = names.chan("").encode()
         self._unread: list[Client] = []
@@ -90,11 +91,8 @@ class Bus:
 
     # ---- what the reader hears
 
-    def on_message(self, payload: bytes) -> None:
-        """A payload on the node's channel."""
-        if not self.open:
-            return
-        message = decode(payload, self._guid)
+    def _take_other(self, payload: bytes, message: Message | None) -> None:
+        """What the router does not decode, or cannot route for want of tracking."""
         if message is None:
             if payload.startswith(_PROBE):
                 self._session.probe_seen()

@@ -111,7 +111,7 @@ class Node:
     async def _take(self) -> None:
         await self._presence.take()
         self._bus.router.set_tracking(self._session.tracking)
-        self._bus.open = True
+        self._bus.router.open = True
         await self._redis_watch.connected()
 
     async def stop(self) -> None:

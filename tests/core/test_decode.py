@@ -160,6 +160,24 @@ def test_every_prefix_of_a_payload_is_refused() -> None:
         assert decode(payload + b"}", False) is None
 
 
+@pytest.mark.parametrize("special", ['"', "\\", "\x00", "\x1f", " ", "!", "#", "[", "]", "\x7f", "\x80", "é", "😀"])
+def test_a_character_is_read_wherever_it_stands_in_a_text(special: str) -> None:
+    for before in range(20):
+        for after in range(20):
+            text = "x" * before + special + "y" * after
+            message = decode(envelope.channel(0, "c", text))
+            assert message is not None
+            assert message.text == text.encode()
+
+
+@pytest.mark.parametrize("control", [b"\x00", b"\n", b"\x1f"])
+def test_a_control_character_that_is_not_escaped_is_refused_wherever_it_stands(control: bytes) -> None:
+    for before in range(20):
+        for after in range(20):
+            inner = b"x" * before + control + b"y" * after
+            assert decode(b'{"Item1":0,"Item2":[1],"Item3":"%b","Item4":false}' % inner) is None
+
+
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 65537])
 def test_the_frame_around_a_text_has_the_header_that_its_size_wants(size: int) -> None:
     text = "x" * size

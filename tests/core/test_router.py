@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from freeim import envelope
 from freeim._core import Client, Connection, Fanout, Message, Router, control_frame
 from tests.core.fakes import FakeTransport, fanout, open_connection
 
@@ -607,3 +610,67 @@ def test_the_answer_says_whether_the_channels_have_changed() -> None:
     ]
     for names, changed in answers:
         assert desk.router.members(client, names) == changed, names
+
+
+# ---- what is published
+
+
+CHANNEL_MESSAGE = envelope.channel(0, "red", "text")
+OTHERS = [
+    b"",
+    b"{}",
+    b"no message",
+    envelope.PROBE_HEAD.encode() + b"1",
+    CHANNEL_MESSAGE.replace(b'"Item2"', b' "Item2"'),
+]
+
+
+def published(**options: object) -> tuple[Desk, Connection, list[tuple[bytes, Message | None]]]:
+    """A desk with a member of the channel, and what its router leaves to others."""
+    left: list[tuple[bytes, Message | None]] = []
+    desk = Desk(on_other=lambda *what: left.append(what), **options)
+    return desk, desk.connect(b"1", b"red"), left
+
+
+def test_what_is_published_before_the_name_is_taken_is_for_another_instance() -> None:
+    desk, one, left = published()
+    for payload in (CHANNEL_MESSAGE, *OTHERS):
+        desk.router.take(payload)
+    assert (desk.got(one), left) == ([], [])
+    desk.router.open = True
+    desk.router.take(CHANNEL_MESSAGE)
+    assert (desk.got(one), left) == ([b"text"], [])
+
+
+def test_payloads_of_another_form_are_left_to_others_in_their_order() -> None:
+    desk, one, left = published()
+    desk.router.open = True
+    for payload in OTHERS:
+        desk.router.take(payload)
+    assert left == [(payload, None) for payload in OTHERS]
+    assert desk.got(one) == []
+
+
+def test_without_tracking_every_message_is_left_to_others_decoded() -> None:
+    desk, one, left = published(tracking=False)
+    desk.router.open = True
+    desk.router.take(CHANNEL_MESSAGE)
+    [(payload, message)] = left
+    assert payload == CHANNEL_MESSAGE
+    assert message is not None
+    assert (message.channel, message.text) == (b"red", b"text")
+    assert desk.got(one) == []
+
+
+def test_ids_are_read_as_what_they_are() -> None:
+    guid = "01234567-89ab-cdef-0123-456789abcdef"
+    payload = envelope.direct(str(UUID(int=0)), [guid], envelope.direct_tail("text", False))
+    desk, _, left = published(guid=True)
+    desk.router.open = True
+    one = desk.connect(guid.encode())
+    desk.router.take(payload)
+    assert (desk.got(one), left) == ([b"text"], [])
+    desk, _, left = published()
+    desk.router.open = True
+    desk.router.take(payload)
+    assert left == [(payload, None)]
