@@ -63,15 +63,9 @@ class Server(Process):
         self.name = name
         self.port = port
         self.run = run
-        until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until and self.popen.poll() is None:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                return
-            except OSError:
-                time.sleep(0.05)
-        self.__exit__(None, None, None)
-        raise PeerError(f"{name} does not listen on port {port}; stderr has its reason")
+        if not listens(self, socket.AF_INET, ("127.0.0.1", port)):
+            self.__exit__(None, None, None)
+            raise PeerError(f"{name} does not listen on port {port}; stderr has its reason")
 
 
 class Peer(abc.ABC):
@@ -109,8 +103,9 @@ class Peer(abc.ABC):
     def sender(self, server: Server) -> Sender:
         """Return what publishes to it."""
 
-    def tokens(self, count: int) -> list[str]:
-        """Return what the clients 1 to `count` show when they connect."""
+    def tokens(self, server: Server, count: int) -> list[str]:
+        """Return what the clients 1 to `count` show when they connect, and make the server know it."""
+        del server
         return tokens.for_yardstick(count)
 
 
@@ -229,6 +224,17 @@ class HttpSender:
         """Disconnect."""
         self._answers.close()
         self._socket.close()
+
+
+def listens(process: Process, family: socket.AddressFamily, address: Any) -> bool:
+    """Wait until a process listens; False if it ends before, or takes too long."""
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until and process.popen.poll() is None:
+        with socket.socket(family) as probe:
+            if probe.connect_ex(address) == 0:
+                return True
+        time.sleep(0.05)
+    return False
 
 
 def free_port() -> int:

@@ -130,7 +130,7 @@ def _round(
             for side, port, issued, path in zip(
                 sides,
                 (node.port, bare.port, server.port),
-                (tokens.issue(client, names, count), tokens.for_yardstick(count), peer.tokens(count)),
+                (tokens.issue(client, names, count), tokens.for_yardstick(count), peer.tokens(server, count)),
                 ("/ws", "/ws", peer.path),
                 strict=True,
             )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import socketserver
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar, cast
 
 import pytest
 
 from bench import report
 from bench.outcome import Outcome
 from bench.peers import PEERS
-from bench.peers.base import Peer, PythonPeer, RedisSender, Sender, Server
+from bench.peers.base import Peer, PeerError, PythonPeer, RedisSender, Run, Sender, Server
+from bench.peers.nchan import NchanPeer
 from bench.peers.websockets import WebsocketsPeer
 from bench.scenarios import peers
 from bench.stand import Settings
@@ -82,11 +88,92 @@ def test_a_peer_that_is_missing_is_skipped_with_a_line_that_says_how_to_install_
 
 @pytest.mark.usefixtures("bare_path")
 @pytest.mark.parametrize(
-    ("name", "how"), [("nchan", "apt install nginx libnginx-mod-nchan"), ("centrifugo", "go install github.com/centri")]
+    ("name", "how"),
+    [("nchan", "apt install nginx libnginx-mod-nchan memcached"), ("centrifugo", "go install github.com/centri")],
 )
 def test_programs_that_are_missing_say_how_to_install_them(name: str, how: str) -> None:
     (kind,) = (kind for kind in PEERS if kind.name == name)
     assert (kind().missing() or "").startswith(how)
+
+
+@pytest.mark.usefixtures("bare_path")
+def test_nchan_misses_memcached_too(tmp_path: Path) -> None:
+    for name in ("nginx", "ngx_nchan_module.so", "memcached"):
+        assert NchanPeer().missing() is not None
+        (tmp_path / name).touch(0o755)
+    assert NchanPeer().missing() is None
+
+
+class _Memcached(socketserver.StreamRequestHandler):
+    """Keeps what it is told to store; answers as memcached does if all was well-formed."""
+
+    answer = b"VERSION 1.6"
+    stored: ClassVar[list[bytes]] = []
+
+    def handle(self) -> None:
+        while (line := self.rfile.readline()) != b"version\r\n":
+            self.stored.append(line)
+        self.wfile.write(self.answer + b"\r\n")
+
+
+class _Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    status = 403
+
+    def do_GET(self) -> None:
+        self.send_error(self.status)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def memcached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Listens where the adapter's would."""
+    monkeypatch.setattr(_Memcached, "stored", [])
+    with socketserver.UnixStreamServer(str(tmp_path / "memcached"), _Memcached) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01]).start()
+        yield
+        server.shutdown()
+
+
+@pytest.fixture
+def nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Server]]:
+    """Starts what answers every handshake with one status."""
+    with socketserver.TCPServer(("127.0.0.1", 0), _Answer) as server:
+
+        def answer(status: int) -> Server:
+            monkeypatch.setattr(_Answer, "status", status)
+            return cast(Server, SimpleNamespace(port=server.server_address[1], run=Run("", "", tmp_path)))
+
+        threading.Thread(target=server.serve_forever, args=[0.01]).start()
+        yield answer
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("memcached")
+def test_nchan_knows_a_token_of_each_client(nginx: Callable[[int], Server]) -> None:
+    shown = NchanPeer().tokens(nginx(403), 2)
+    assert [each.partition("&token=")[0] for each in shown] == ["client1", "client2"]
+    keys = [each.replace("&token=", ":") for each in shown]
+    stored = "".join(f"set {key} 0 600 1 noreply\r\n1\r\n" for key in keys)
+    assert b"".join(_Memcached.stored).decode() == stored
+
+
+@pytest.mark.usefixtures("memcached")
+@pytest.mark.parametrize("status", [101, 404, 500])
+def test_nchan_that_does_not_refuse_a_wrong_token_is_not_measured(status: int, nginx: Callable[[int], Server]) -> None:
+    with pytest.raises(PeerError, match="nchan does not refuse wrong tokens"):
+        NchanPeer().tokens(nginx(status), 1)
+
+
+@pytest.mark.usefixtures("memcached")
+def test_nchan_is_not_measured_without_its_tokens(
+    nginx: Callable[[int], Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Memcached, "answer", b"ERROR")
+    with pytest.raises(PeerError, match="memcached stores no tokens: ERROR"):
+        NchanPeer().tokens(nginx(403), 1)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in PEERS if issubclass(kind, PythonPeer)])

@@ -44,5 +44,7 @@ app.ws(
     {"compression": CompressOptions.DISABLED, "idle_timeout": 0, "upgrade": upgrade, "open": opened},
 )
 app.listen(port, lambda _: None)
-app.loop.create_background_task(read)
+# Not create_background_task(): that keeps no reference to the task, and the garbage collector ends the reader for good
+# as soon as some thousands have connected.
+reader = app.loop.create_task(read())
 app.run()
