@@ -35,10 +35,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=3, help="nodes of the scenario fifty (default 3)")
     parser.add_argument("--fifty", type=int, default=50_000, help="connections of that scenario (default 50000)")
     parser.add_argument(
-        "--latency-connections", type=int, metavar="COUNT", help="of that scenario (default: --connections)"
+        "--latency-connections",
+        type=int,
+        metavar="COUNT",
+        help="of that scenario and of steps (default: --connections)",
     )
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="of that scenario (default 600)")
-    parser.add_argument("--full", action="store_true", help="all scenarios, and latency with 50000 connections")
+    parser.add_argument("--full", action="store_true", help="all scenarios, latency and steps with 50000 connections")
     parser.add_argument("--quick", action="store_true", help="500 connections, 2 short rounds: to see that it works")
     parser.add_argument("--redis", metavar="URL", help="a Redis to use; by default the embedded one")
     parser.add_argument(

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Final
 
 HERE: Final = Path(__file__).resolve().parent
-PROGRAMS: Final = ("load", "yardstick", "publish", "delay")
+PROGRAMS: Final = ("load", "yardstick", "publish", "delay", "steps")
 FLAGS: Final = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror")
+MORE_FLAGS: Final = {"steps": ("-shared", "-fPIC")}
+"""Of what is no program but a library."""
 
 
 class CannotBuild(Exception):
@@ -33,8 +35,9 @@ def program(name: str) -> str:
         CannotBuild: With a sentence that says what to do.
     """
     compiler = os.environ.get("CC") or "cc"
+    flags = (*FLAGS, *MORE_FLAGS.get(name, ()))
     sources = [HERE / f"{name}.c", *sorted(HERE.glob("*.h"))]
-    state = hashlib.sha256(" ".join((compiler, *FLAGS)).encode())
+    state = hashlib.sha256(" ".join((compiler, *flags)).encode())
     for source in sources:
         state.update(source.read_bytes())
     target = cache_folder() / f"{name}-{state.hexdigest()[:16]}"
@@ -47,7 +50,7 @@ def program(name: str) -> str:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f"{target.name}.{os.getpid()}")  # renamed when complete: others may build as well
-    done = subprocess.run([compiler, *FLAGS, str(sources[0]), "-o", str(fresh)], capture_output=True, text=True)
+    done = subprocess.run([compiler, *flags, str(sources[0]), "-o", str(fresh)], capture_output=True, text=True)
     if done.returncode != 0:
         raise CannotBuild(f"{compiler} cannot compile {sources[0]}:\n{done.stderr}")
     fresh.replace(target)

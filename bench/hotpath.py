@@ -85,11 +85,12 @@ async def run(kind: str, count: int, made: int) -> int:
             bus.on_message,
             bus.on_invalidate,
             _ignore,
+            slice_ms=1e9,
         )
         before = router.deliveries
         for data in reads(kind, made)[: -(-count // BURST) if kind == "burst" else count]:
             stream.receive(data)
-            bus.on_received()
+            bus.on_received(True)
         return router.deliveries - before
 
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from bench.build import program
+from bench.steps import Steps
 from bench.tally import Tally, merge
 
 PER_PROCESS: Final = 18_000
@@ -105,11 +106,20 @@ class Node(Process):
         prefix: What its names in Redis begin with.
         bind: Its address, which is its name, too; port 0 for any.
         options: More options.
+        steps: Told how long the steps of its event loop take; without it nothing is measured inside of the node.
     """
 
-    def __init__(self, url: str, prefix: str, bind: str = "127.0.0.1:0", options: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        url: str,
+        prefix: str,
+        bind: str = "127.0.0.1:0",
+        options: Iterable[str] = (),
+        steps: Steps | None = None,
+    ) -> None:
         command = [sys.executable, "-m", "freeim.cli", "--bind", bind, "--redis-url", url, "--prefix", prefix, *options]
-        super().__init__(command, {**os.environ, "FREEIM_LOG_LEVEL": "warning"})
+        measured = {} if steps is None else steps.environment
+        super().__init__(command, {**os.environ, "FREEIM_LOG_LEVEL": "warning", **measured})
         self.name = "freeim-server"
         self.node = self.hear().split()[-1]  # the banner ends with the name
         self.port = int(self.node.rsplit(":", 1)[1])

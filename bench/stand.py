@@ -42,7 +42,7 @@ class Settings:
         workers: Nodes of the scenario ``fifty``.
         fifty: Connections of that scenario, over all nodes.
         peer_python: The interpreter in which the Python servers of the scenario ``peers`` are looked for.
-        latency: Connections of the scenario ``latency``; 0 for as many as the others have.
+        latency: Connections of the scenarios ``latency`` and ``steps``; 0 for as many as the others have.
         soak: Seconds of the scenario ``soak``.
         progress: Told in a line what is being done.
     """

@@ -86,6 +86,8 @@ cdef class Fanout:
         list _dirty                   # connections with an outbox, in the order they got it
         Py_ssize_t _next              # the first one that this walk has not flushed
         bint _scheduled
+        bint _spent                   # this turn of the loop has had its slice already
+        public bint held              # a read from Redis is half handled: its rest is to leave in the same writes
         double _slice                 # seconds
         readonly Py_ssize_t queue_limit   # bytes that may wait for one slow receiver
         char* _scratch                # frames of one connection are joined here for one send(2)
@@ -95,6 +97,8 @@ cdef class Fanout:
         readonly long long too_slow   # connections cut because their queue was full
 
     cdef NoResult add(self, Connection connection) except NoResult.FAILED
+    cdef NoResult _schedule(self) except NoResult.FAILED
+    cdef bint _walk(self) except -1
     cdef char* scratch(self, Py_ssize_t size) except NULL
 
 
@@ -141,6 +145,7 @@ cdef class RespStream:
         object _on_push
         object _on_message            # (payload) for what is published to `_channel`
         object _on_invalidate         # (list of keys, or None for all)
+        double _slice                 # seconds
 
 
 @cython.final
@@ -158,6 +163,7 @@ cdef class Socket:
     cdef NoResult watch(self, uint32_t events) except NoResult.FAILED
     cdef NoResult lose(self, int error) except NoResult.FAILED
     cdef NoResult writable(self) except NoResult.FAILED
+    cdef _finish(self, int error)
     cdef NoResult readable(self, char* buffer) except NoResult.FAILED
 
 
@@ -167,6 +173,9 @@ cdef class Poller:
         int fd                        # the epoll; -1 when closed
         object _loop
         list _sockets                 # descriptor -> Socket or None; each until its descriptor is closed
+        object _ends                  # deque of (Socket, errno): lost, and their protocols have not heard of it yet
+        bint _ending                  # they are told soon
         char* _buffer
 
+    cdef NoResult end(self, Socket sock, int error) except NoResult.FAILED
     cdef NoResult forget(self, Socket sock) except NoResult.FAILED

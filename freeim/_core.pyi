@@ -25,10 +25,11 @@ class RespStream:
         on_message: Callable[[bytes], None],
         on_invalidate: Callable[[list[bytes] | None], None],
         on_push: Callable[[list[Any]], None],
+        slice_ms: float = 2.0,
     ) -> None: ...
     @property
     def waiting(self) -> deque[Callable[[Any], None]]: ...
-    def receive(self, data: bytes) -> None: ...
+    def receive(self, data: bytes) -> bool: ...
 
 @final
 class Message:
@@ -153,6 +154,7 @@ class Connection:
 
 @final
 class Fanout:
+    held: bool
     def __init__(
         self,
         call_soon: Callable[[Callable[[], None]], object],

@@ -7,12 +7,6 @@ cdef enum:
     KEPT_SCRATCH = 1048576
 
 
-cdef double _now() noexcept:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return t.tv_sec + t.tv_nsec * 1e-9
-
-
 cdef class Connection:
     """One WebSocket connection, from the moment its opening begins. Its fields are explained in _core.pxd."""
 
@@ -177,17 +171,33 @@ cdef class Fanout:
         if not connection.dirty:
             connection.dirty = True
             self._dirty.append(connection)
-            if not self._scheduled:
-                self._scheduled = True
-                self._call_soon(self._scheduled_flush)
+            self._schedule()
+        return NoResult.DONE
+
+    cdef NoResult _schedule(self) except NoResult.FAILED:
+        if not self._scheduled:
+            self._scheduled = True
+            self._call_soon(self._scheduled_flush)
         return NoResult.DONE
 
     def _scheduled_flush(self):
         self._scheduled = False
-        self.flush()
+        if self._spent or self.held:
+            self._spent = False
+            self._schedule()
+        else:
+            self._walk()
 
     def flush(self):
-        """Write what is queued, for at most one slice of time; the rest follows after the loop has looked at Redis."""
+        """Write what is queued, for at most one slice of time; the rest follows after the loop has looked at Redis.
+
+        A turn of the loop has one slice only, however often this is called in it.
+        """
+        if not self._spent:
+            self._spent = not self._walk()
+
+    cdef bint _walk(self) except -1:
+        """Return whether all is written."""
         cdef:
             Connection connection
             double end = _now() + self._slice
@@ -205,11 +215,10 @@ cdef class Fanout:
                 free(self._scratch)
                 self._scratch = NULL
                 self._scratch_size = 0
-            return
+            return True
         if self._next > 4096:
             # Under steady load the list never empties: forget the part that is done.
             del self._dirty[:self._next]
             self._next = 0
-        if not self._scheduled:
-            self._scheduled = True
-            self._call_soon(self._scheduled_flush)
+        self._schedule()
+        return False

@@ -1,6 +1,12 @@
 # Stage 1: the stream of one Redis connection. Replies go to whoever waits, in order; pushes go to the bus.
 
 
+cdef double _now() noexcept:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return t.tv_sec + t.tv_nsec * 1e-9
+
+
 class BadStream(Exception):
     """Redis sent what is well-formed but makes no sense here."""
 
@@ -15,17 +21,19 @@ cdef class RespStream:
         on_message: Called with the payload of each published message.
         on_invalidate: Called with the list of invalidated keys, or None when Redis forgot what it tracked.
         on_push: Called with any other push.
+        slice_ms: Longest time that one call of `receive` keeps the loop, in milliseconds, and one item more.
     """
 
     NOTHING = object()
 
-    def __init__(self, reader, push_type, on_message, on_invalidate, on_push):
+    def __init__(self, reader, push_type, on_message, on_invalidate, on_push, double slice_ms=2.0):
         self._reader = reader
         self._push_type = push_type
         self._waiting = deque()
         self._on_message = on_message
         self._on_invalidate = on_invalidate
         self._on_push = on_push
+        self._slice = slice_ms / 1000
 
     @property
     def waiting(self):
@@ -33,7 +41,10 @@ cdef class RespStream:
         return self._waiting
 
     def receive(self, data):
-        """Take in bytes from Redis and hand on all that is complete.
+        """Take in bytes from Redis and hand on what is complete, for at most one slice of time.
+
+        Returns:
+            False where the slice was over before all was handed on: `receive` with no more bytes goes on.
 
         Raises:
             hiredis.ProtocolError: The bytes are not RESP; the connection is of no use any more.
@@ -46,11 +57,12 @@ cdef class RespStream:
             object item
             object head
             Py_ssize_t size
+            double end = _now() + self._slice
         self._reader.feed(data)
         while True:
             item = gets()
             if item is nothing:
-                return
+                return True
             if type(item) is push_type:
                 size = len(<list>item)
                 head = (<list>item)[0] if size else None
@@ -64,3 +76,5 @@ cdef class RespStream:
                 self._waiting.popleft()(item)
             else:
                 raise BadStream("a reply that nobody asked for")
+            if _now() > end:
+                return False

@@ -3,7 +3,8 @@
 
 
 cdef enum:
-    EVENTS_PER_TURN = 64      # sockets that are looked at before the loop does anything else
+    EVENTS_PER_TURN = 32      # sockets that are looked at before the loop does anything else
+    ENDS_PER_TURN = 64        # the same of those whose protocols are told that they are gone
     INBOUND_BUFFER = 65536    # terminals send next to nothing, so all of them share one
 
 
@@ -119,16 +120,16 @@ cdef class Socket:
         return NoResult.DONE
 
     cdef NoResult lose(self, int error) except NoResult.FAILED:
-        """The connection ends: nothing is sent or read any more; its protocol hears of it in the loop's next turn."""
+        """The connection ends: nothing is sent or read any more; its protocol hears of it soon."""
         if self.lost:
             return NoResult.DONE
         self.lost = self.closing = True
         self.queue = None
         epoll_ctl(self.poller.fd, EPOLL_CTL_DEL, self.fd, NULL)
-        self.poller._loop.call_soon(self._finish, error)
+        self.poller.end(self, error)
         return NoResult.DONE
 
-    def _finish(self, int error):
+    cdef _finish(self, int error):
         protocol, self.protocol = self.protocol, None
         try:
             if protocol is not None:  # else the poller was closed meanwhile
@@ -188,6 +189,7 @@ cdef class Poller:
     def __init__(self, loop):
         self._loop = loop
         self._sockets = []
+        self._ends = deque()
         self._buffer = <char*>malloc(INBOUND_BUFFER)
         if self._buffer == NULL:
             raise MemoryError()
@@ -247,8 +249,32 @@ cdef class Poller:
                 sock.protocol = None
                 close_fd(sock.fd)
         self._sockets.clear()
+        self._ends.clear()
         close_fd(self.fd)
         self.fd = -1
+
+    cdef NoResult end(self, Socket sock, int error) except NoResult.FAILED:
+        # A walk over the connections of a proxy that died finds thousands of them broken.
+        self._ends.append((sock, error))
+        if not self._ending:
+            self._ending = True
+            self._loop.call_soon(self._end_some)
+        return NoResult.DONE
+
+    def _end_some(self):
+        cdef Socket sock
+        cdef int error
+        for _ in range(min(len(self._ends), ENDS_PER_TURN)):
+            sock, error = self._ends.popleft()
+            try:
+                sock._finish(error)
+            except Exception as problem:
+                self._loop.call_exception_handler(
+                    {"message": "internal error at the end of a connection", "exception": problem}
+                )
+        self._ending = bool(self._ends)
+        if self._ending:
+            self._loop.call_soon(self._end_some)
 
     cdef NoResult forget(self, Socket sock) except NoResult.FAILED:
         if self.fd >= 0:

@@ -11,7 +11,7 @@ import asyncio
 import gc
 from typing import Final
 
-INTERVAL: Final = 0.25
+INTERVAL: Final = 0.1
 """Seconds between two looks: so short that a storm of connections leaves little to look at."""
 
 

@@ -19,6 +19,7 @@ from bench.scenarios import (
     room,
     rooms,
     soak,
+    steps,
     storm,
 )
 from bench.stand import Settings
@@ -34,6 +35,7 @@ SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
     "helper": helper.run,
     "churn": churn.run,
     "latency": latency.run,
+    "steps": steps.run,
     "fifty": fifty.run,
     "peers": peers.run,
     "soak": soak.run,

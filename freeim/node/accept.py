@@ -18,7 +18,7 @@ log = logging.getLogger("freeim")
 RESERVED_DESCRIPTORS: Final = 32
 """Kept free for Redis connections, log files, name look-ups and whatever else the process opens."""
 
-ACCEPTS_PER_TURN: Final = 128
+ACCEPTS_PER_TURN: Final = 64
 """Connections accepted before the loop looks at anything else."""
 
 RETRY_SECONDS: Final = 1.0

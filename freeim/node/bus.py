@@ -116,8 +116,11 @@ class Bus:
             if key.startswith(self._client_key):
                 self.router.invalidate(key[len(self._client_key) :])
 
-    def on_received(self) -> None:
-        """All of one read has been handled: send it out."""
+    def on_received(self, complete: bool) -> None:
+        """Where all of one read has been handled, send it out; else wait for the rest, which may be for the same."""
+        self._connections.fanout.held = not complete
+        if not complete:
+            return
         if self._batch:
             messages, self._batch = self._batch, []
             self._route_with_members(messages)

@@ -26,10 +26,13 @@ class LinkLost(ConnectionError):
 class RedisLink(asyncio.Protocol):
     """One connection to Redis. Its commands of one turn of the loop leave in one write.
 
+    What Redis sends is handled in slices of time, for it may be the answers to hundreds of handshakes in one read, or
+    messages to everybody: the loop looks at everything else in between.
+
     Args:
         on_message: Gets the payload of each message on a subscribed channel.
         on_invalidate: Gets the invalidated keys, or None for all of them.
-        on_received: Called after each chunk from Redis has been handled.
+        on_received: Called after each slice of what Redis sent has been handled: False where there is more of it.
         on_lost: Called once, with the reason, when the connection ends by itself.
         gate: Asked before each chunk; where it returns False the chunk is the gate's to keep (see `feed`).
     """
@@ -39,7 +42,7 @@ class RedisLink(asyncio.Protocol):
         *,
         on_message: Callable[[bytes], None] | None = None,
         on_invalidate: Callable[[list[bytes] | None], None] | None = None,
-        on_received: Callable[[], None] | None = None,
+        on_received: Callable[[bool], None] | None = None,
         on_lost: Callable[[Exception], None] | None = None,
         gate: Callable[[bytes], bool] | None = None,
     ) -> None:
@@ -54,6 +57,7 @@ class RedisLink(asyncio.Protocol):
         self._gate = gate
         self._subscribed: asyncio.Future[None] | None = None
         self._out: list[bytes] = []
+        self._paused = False
         self._stream = self._new_stream(hiredis.PushNotification)
 
     def _new_stream(self, push_type: type) -> RespStream:
@@ -140,6 +144,8 @@ class RedisLink(asyncio.Protocol):
             return
         transport, self._transport = self._transport, None
         transport.abort()
+        if self._on_received is not None:
+            self._on_received(True)  # what may be left of a slice is lost
         error = reason or LinkLost("the connection to Redis was closed")
         if self._subscribed is not None and not self._subscribed.done():
             self._subscribed.set_exception(error)
@@ -162,12 +168,25 @@ class RedisLink(asyncio.Protocol):
     def feed(self, data: bytes) -> None:
         """Handle bytes from Redis; those that the gate kept come in here later."""
         try:
-            self._stream.receive(data)
+            complete = self._stream.receive(data)
         except (hiredis.ProtocolError, BadStream) as error:
             self.close(LinkLost(f"Redis sent something that is not its protocol: {error}"))
             return
+        if self._transport is None:
+            return  # closed by one of those who were called
+        if not (complete or self._paused):
+            self._paused = True
+            self._transport.pause_reading()
+            # Twice: what is called soon is called before the loop has looked at anything else.
+            self._loop.call_soon(self._loop.call_soon, self._go_on)
         if self._on_received is not None:
-            self._on_received()
+            self._on_received(complete)
+
+    def _go_on(self) -> None:
+        if self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+            self.feed(b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close(LinkLost(f"the connection to Redis ended: {exc or 'closed by Redis'}"))

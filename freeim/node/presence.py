@@ -37,6 +37,10 @@ CLOSES_PER_SCRIPT: Final = 100
 """Connections that one script takes out: a longer one would keep Redis from everybody else."""
 
 
+OPENS_PER_TURN: Final = 500
+"""Connections that are put back before the loop looks at anything else."""
+
+
 class Presence:
     """Takes the node's name, and opens and closes connections in Redis.
 
@@ -233,15 +237,18 @@ class Presence:
         with contextlib.suppress(hiredis.ReplyError):
             await self._session.call("SCRIPT", "LOAD", load_script("open").text)
         share = {int(number) for number in await self._session.call("HKEYS", self._names.share(self.epoch))}
-        # From here to the sending nothing else runs, so a connection that closes now sends its close after its open.
         # Closes that wait are sent too: the share was read before some of their openings.
         self._closes += [number for number in share if number not in living]
         self._send_closes()
         missing = [connection for number, connection in living.items() if number not in share]
         refused: list[Connection] = []
-        for connection in missing:
-            on_reply = partial(self._put_back, connection, living, refused)
-            self._run_open(connection, [], connection.client.channel_names, on_reply)
+        for number, connection in enumerate(missing, 1):
+            # One that has closed meanwhile stays out; one that closes from here on sends its close after its open.
+            if connection.number in living:
+                on_reply = partial(self._put_back, connection, living, refused)
+                self._run_open(connection, [], connection.client.channel_names, on_reply)
+            if number % OPENS_PER_TURN == 0:
+                await asyncio.sleep(0)
         # One more round trip, behind all of these in the same pipeline: then they are done.
         await self._session.call("PING")
         self._send_closes()  # of those that closed meanwhile, while the session did not count as up

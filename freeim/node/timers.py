@@ -8,8 +8,10 @@ from typing import Final, Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
 
-SLOTS: Final = 25
-"""Turns of the wheel per ping interval: with the default of 25 s the wheel moves once a second."""
+TURN: Final = 0.1
+"""Seconds between two turns of a wheel: so short that a storm of connections is not pinged in one go."""
+MIN_SLOTS: Final = 25
+MAX_SLOTS: Final = 1000
 
 
 class Deadlines(Generic[T]):
@@ -64,10 +66,11 @@ class PingWheel(Generic[T]):
     def __init__(
         self, interval: float, timeout: float, on_ping: Callable[[T], None], on_check: Callable[[T], None]
     ) -> None:
-        self.turn_seconds = interval / SLOTS
+        self._turns = min(max(round(interval / TURN), MIN_SLOTS), MAX_SLOTS)  # to go round once
+        self.turn_seconds = interval / self._turns
         # Rounded up: nobody is cut before its time is over.
-        self._check_after = min(SLOTS, -int(-timeout // self.turn_seconds))
-        self._slots: list[dict[T, None]] = [{} for _ in range(SLOTS)]
+        self._check_after = min(self._turns, -int(-timeout // self.turn_seconds))
+        self._slots: list[dict[T, None]] = [{} for _ in range(self._turns)]
         self._now = 0
         self._on_ping = on_ping
         self._on_check = on_check
@@ -84,9 +87,9 @@ class PingWheel(Generic[T]):
 
     def turn(self) -> None:
         """Move on by one slot; to be called every `turn_seconds`."""
-        self._now = (self._now + 1) % SLOTS
+        self._now = (self._now + 1) % self._turns
         # Checks come first: with timeout = interval the same slot is checked and pinged in one turn.
-        for thing in list(self._slots[(self._now - self._check_after) % SLOTS]):
+        for thing in list(self._slots[(self._now - self._check_after) % self._turns]):
             self._on_check(thing)
         for thing in list(self._slots[self._now]):
             self._on_ping(thing)

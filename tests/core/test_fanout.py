@@ -378,3 +378,49 @@ def test_a_long_walk_stops_after_its_slice_and_goes_on_in_order_when_the_loop_ha
     assert done == len(connections)
     assert bytes(connections[0][1].sent) == frame(1, 1) + frame(2, 1)
     assert all(bytes(transport.sent) == frame(1, 1) for _, transport in connections[1:])
+
+
+def unfinished(later: list[Callable[[], None]]) -> tuple[Fanout, list[FakeTransport]]:
+    """Return a walk that stops after sixteen connections, and the transports of forty that have something to send."""
+    walk = Fanout(later.append, no_close, 1 << 20, slice_ms=0)
+    transports = []
+    for number in range(40):
+        connection, transport = open_connection(walk, number)
+        connection.attach_transport(transport, -1)
+        connection.send_control(frame(1, 1))
+        transports.append(transport)
+    return walk, transports
+
+
+def test_a_turn_of_the_loop_has_one_slice_however_often_it_is_told_to_flush() -> None:
+    later: list[Callable[[], None]] = []
+    walk, transports = unfinished(later)
+
+    def done() -> int:
+        return sum(1 for transport in transports if transport.sent)
+
+    walk.flush()
+    assert done() == 16
+    walk.flush()
+    assert done() == 16, "another read in the same turn"
+    later.pop()()
+    assert done() == 16, "what was called soon before the slice was over is of the same turn"
+    later.pop()()
+    assert done() == 32
+    walk.flush()
+    assert done() == 40
+    later.pop()()
+    assert not later
+
+
+def test_while_a_read_is_half_handled_nothing_is_sent() -> None:
+    later: list[Callable[[], None]] = []
+    walk, transports = unfinished(later)
+    walk.held = True
+    for _ in range(3):
+        later.pop()()
+        assert not any(transport.sent for transport in transports)
+    walk.held = False
+    while later:
+        later.pop()()
+    assert all(transport.sent for transport in transports)

@@ -73,7 +73,7 @@ def pushes(draw: st.DrawFn) -> tuple[bytes, Call]:
 class Log:
     """A stream that writes down what it calls."""
 
-    def __init__(self, push_type: type = hiredis.PushNotification) -> None:
+    def __init__(self, push_type: type = hiredis.PushNotification, slice_ms: float = 1e9) -> None:
         self.calls: list[Call] = []
         self.stream = RespStream(
             hiredis.Reader(notEnoughData=RespStream.NOTHING),
@@ -81,6 +81,7 @@ class Log:
             lambda payload: self.calls.append(("message", payload)),
             lambda keys: self.calls.append(("invalidate", keys)),
             lambda push: self.calls.append(("push", list(push))),
+            slice_ms,
         )
 
     def expect(self, count: int, ask_again: bool = False) -> None:
@@ -146,3 +147,15 @@ def test_what_is_not_resp_is_a_protocol_error(garbage: bytes) -> None:
     with pytest.raises(hiredis.ProtocolError):
         log.stream.receive(garbage)
     assert log.calls == []
+
+
+def test_what_one_slice_of_time_does_not_suffice_for_is_handed_on_by_the_next_calls_in_order() -> None:
+    log = Log(slice_ms=0)
+    log.expect(3)
+    assert not log.stream.receive(b":0\r\n:1\r\n:")
+    assert [call[1] for call in log.calls if call[0] == "to"] == [0]
+    assert not log.stream.receive(b"2\r\n")  # what arrives meanwhile is behind it
+    assert not log.stream.receive(b"")
+    assert [call[1] for call in log.calls if call[0] == "to"] == [0, 1, 2]
+    assert log.stream.receive(b"")
+    assert Log().stream.receive(b":") is True, "half an item is no reason to come back soon"

@@ -247,6 +247,32 @@ async def test_more_sockets_than_one_turn_looks_at_are_all_served() -> None:
         await until(lambda: all("lost" in near.calls for near, _ in pairs))
 
 
+async def test_when_many_end_at_once_the_loop_has_its_turn_in_between() -> None:
+    class Told(Recorder):
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            if self is second[0]:
+                third[0].transport.abort()
+                raise RuntimeError("broken")
+
+    told: list[dict[str, Any]] = []
+    async with standing() as stand:
+        stand.loop.set_exception_handler(lambda _, context: told.append(context))
+        pairs = [await stand.pair(Told()) for _ in range(201)]
+        first, second, *rest, third = pairs
+        for near, _ in (first, second, *rest):
+            near.transport.abort()
+        turns = 0
+        while any("lost" not in near.calls for near, _ in pairs):
+            await asyncio.sleep(0)
+            turns += 1
+        assert 3 <= turns <= 10
+        assert all(near.calls == ["lost"] for near, _ in pairs)
+        assert [str(context["exception"]) for context in told] == ["broken"]
+        for _, far in pairs:
+            far.close()
+
+
 async def test_nobody_to_accept_is_an_error_of_the_system() -> None:
     async with standing() as stand:
         with pytest.raises(BlockingIOError):

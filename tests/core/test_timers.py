@@ -1,0 +1,31 @@
+"""The wheel that says when to ping whom."""
+
+from __future__ import annotations
+
+import pytest
+
+from freeim.node.timers import TURN, PingWheel
+
+
+@pytest.mark.parametrize("interval", [0.2, 2.5, 25.0, 3600.0])
+def test_everybody_is_pinged_once_per_interval_and_checked_after_the_timeout(interval: float) -> None:
+    happened: list[str] = []
+    wheel: PingWheel[int] = PingWheel(
+        interval, interval / 2, lambda _: happened.append("ping"), lambda _: happened.append("check")
+    )
+    turns = round(interval / wheel.turn_seconds)
+    wheel.add(1)
+    when = []
+    for turn in range(1, 3 * turns + 1):
+        wheel.turn()
+        when += [(turn, what) for what in happened]
+        happened.clear()
+    assert [turn for turn, what in when if what == "ping"] == [turns, 2 * turns, 3 * turns]
+    checked = [turn for turn, what in when if what == "check"]
+    assert [turn - turns * number for number, turn in enumerate(checked)] == [(turns + 1) // 2] * 3
+
+
+@pytest.mark.parametrize("interval", [2.5, 10.0, 25.0, 60.0])
+def test_one_turn_pings_only_those_who_came_in_a_tenth_of_a_second(interval: float) -> None:
+    wheel: PingWheel[int] = PingWheel(interval, 1.0, lambda _: None, lambda _: None)
+    assert wheel.turn_seconds == pytest.approx(TURN)
