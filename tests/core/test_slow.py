@@ -65,6 +65,14 @@ def test_bytes_that_are_no_frames_harm_nothing(data: bytes, draw: st.DataObject)
         assert bytes(queue) in data
 
 
+def test_a_length_that_no_frame_can_have_is_one_up_to_the_end() -> None:
+    queue = Queue()
+    queue.add(b"\x81\x7f\x80" + bytes(7) + b"abc")
+    queue.take(1)
+    queue.drop()
+    assert bytes(queue) == b"\x7f\x80" + bytes(7) + b"abc"
+
+
 @pytest.mark.parametrize("size", [-1, 4])
 def test_no_more_is_taken_from_a_queue_than_is_in_it(size: int) -> None:
     queue = Queue()

@@ -18,12 +18,14 @@ from tests.node.harness import until
 class Owner(asyncio.Protocol):
     """What a terminal does for its connection, and the far end of the socket."""
 
-    def __init__(self, connection: Connection, far: socket.socket) -> None:
+    def __init__(self, connection: Connection, far: socket.socket, answer: bytes) -> None:
         self.connection = connection
         self.far = far
+        self.answer = answer
         self.got = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.write(self.answer)  # type: ignore[attr-defined]
         self.connection.attach_transport(transport, transport.fileno())  # type: ignore[arg-type, attr-defined]
 
     def pause_writing(self) -> None:
@@ -68,12 +70,13 @@ class Sockets:
         self.cut.append((connection.number, waiting, of_node))
         assert connection.begin_close(CLOSE, 4002)
 
-    def connect(self) -> Owner:
+    def connect(self, answer: bytes = b"") -> Owner:
+        """Return one that has answered its request."""
         far = socket.socket()
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         far.connect(self._listener.getsockname())
         far.setblocking(False)
-        owner = Owner(Connection(self.walk, len(self.owners), "{}", None), far)
+        owner = Owner(Connection(self.walk, len(self.owners), "{}", None), far, answer)
         self._poller.accept(self._listener.fileno(), lambda: owner)
         self.owners.append(owner)
         return owner
@@ -121,6 +124,7 @@ async def test_a_receiver_that_is_cut_gets_whole_frames_in_order_and_then_its_cl
                 owner.read(dice.choice([1, 100, 3000]))
                 await asyncio.sleep(0)
             stand.check()
+            assert owner.waiting < 130_000
         assert len(stand.cut) == stand.walk.too_slow == 1
         assert stand.cut[0][1] > 1000
         assert not stand.cut[0][2]
@@ -134,6 +138,21 @@ async def test_a_receiver_that_is_cut_gets_whole_frames_in_order_and_then_its_cl
         stream = bytes(owner.got).removesuffix(CLOSE)
         assert b"".join(sent).startswith(stream)
         assert len(stream) in ends_of(sent)
+
+
+async def test_what_waits_of_the_answer_to_a_request_is_no_frame_and_comes_before_the_close_frame() -> None:
+    with sockets(queue_limit=1) as stand:
+        owner = stand.connect(b"HTTP" * 100_000)
+        while owner.waiting > 200_000:
+            owner.read(65536)
+            await asyncio.sleep(0)
+        owner.connection.send_control(text(0, 1000))
+        stand.walk.flush()
+        stand.walk.flush()
+        assert owner.connection.closing
+        stand.check()
+        await stand.read_to(owner, CLOSE)
+        assert bytes(owner.got) == b"HTTP" * 100_000 + CLOSE
 
 
 async def test_frames_that_were_sent_together_are_told_apart_where_the_kernel_took_some_of_them() -> None:
@@ -201,14 +220,12 @@ async def test_the_largest_backlogs_are_cut_and_their_memory_is_free_before_the_
         send(middle, 25)
         send(large, 40)
         assert stand.cut == []
-        most = 0
         while not stand.cut:
             waiting = large.waiting
             send(growing, 1)
-            most = max(most, stand.walk.waiting)
+            assert sum(owner.waiting for owner in stand.owners) <= limit
         assert stand.cut == [(large.connection.number, waiting, True)]
         assert stand.walk.too_slow == 1
-        assert most <= limit
         assert stand.walk.waiting <= limit * 3 / 4
         stand.check()
         send(growing, 1)
@@ -217,6 +234,24 @@ async def test_the_largest_backlogs_are_cut_and_their_memory_is_free_before_the_
             await stand.read_to(owner, CLOSE if owner is large else b"".join(sent[owner]))
         assert len(large.got) - len(CLOSE) in ends_of(sent[large])
         assert stand.walk.waiting == 0
+
+
+async def test_what_a_connection_that_is_cut_was_still_to_be_sent_is_dropped_with_its_queue() -> None:
+    with sockets(node_queue_limit=1_000_000) as stand:
+        large, growing = stand.connect(), stand.connect()
+        frames = [text(0, 10_000) for _ in range(60)]
+        for frame in frames:
+            large.connection.send_control(frame)
+        stand.walk.flush()
+        large.connection.send_control(text(0, 50))  # waits for the walk
+        while not stand.cut:
+            growing.connection.send_control(text(0, 10_000))
+            growing.connection.flush_now()
+            assert growing.waiting < 500_000
+        assert stand.cut[0][0] == large.connection.number
+        stand.walk.flush()
+        await stand.read_to(large, CLOSE)
+        assert len(large.got) - len(CLOSE) in ends_of(frames), "a message arrived although one before it did not"
 
 
 async def test_one_message_that_is_larger_than_the_nodes_limit_ends_its_connection_and_no_other() -> None:
