@@ -67,7 +67,7 @@ async def run(kind: str, count: int, made: int) -> int:
     connections.router = router = bus.router
     router.open = True
     # One walk, however slow the machine: else the count depends on the clock.
-    connections.fanout = Fanout(_ignore, _ignore, options.queue_limit, slice_ms=1e9)
+    connections.fanout = Fanout(_ignore, _ignore, options.queue_limit, options.node_queue_limit, slice_ms=1e9)
     router.set_tracking(True)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink, socket.socket(type=socket.SOCK_DGRAM) as far:
         far.bind(("127.0.0.1", 0))

@@ -76,7 +76,9 @@ cdef class Connection:
     cdef NoResult push(self, bytes frame) except NoResult.FAILED
     cdef NoResult flush(self) except NoResult.FAILED
     cdef _queue(self, Py_ssize_t size)
-    cdef _broken(self)
+    cdef NoResult count(self) except NoResult.FAILED
+    cdef _drop(self)
+    cdef _cut(self)
 
 
 @cython.final
@@ -90,15 +92,21 @@ cdef class Fanout:
         public bint held              # a read from Redis is half handled: its rest is to leave in the same writes
         double _slice                 # seconds
         readonly Py_ssize_t queue_limit   # bytes that may wait for one slow receiver
+        readonly Py_ssize_t node_queue_limit  # bytes that may wait for all of them together
+        readonly Py_ssize_t waiting   # bytes that do wait: the sum of `_slow`
+        dict _slow                    # Connection -> bytes that its transport has queued; only blocked ones
         char* _scratch                # frames of one connection are joined here for one send(2)
         Py_ssize_t _scratch_size
         object _on_too_slow
         readonly long long writes     # calls of send(2)
-        readonly long long too_slow   # connections cut because their queue was full
+        readonly long long too_slow   # connections cut because one of the two limits was passed
 
     cdef NoResult add(self, Connection connection) except NoResult.FAILED
     cdef NoResult _schedule(self) except NoResult.FAILED
     cdef bint _walk(self) except -1
+    cdef NoResult count(self, Connection connection, Py_ssize_t size) except NoResult.FAILED
+    cdef _relieve(self)
+    cdef _too_slow(self, Connection connection, Py_ssize_t waiting, bint of_node)
     cdef char* scratch(self, Py_ssize_t size) except NULL
 
 
@@ -149,17 +157,28 @@ cdef class RespStream:
 
 
 @cython.final
+cdef class Queue:
+    cdef:
+        bytearray data
+        Py_ssize_t begun              # bytes at the front that belong to a frame of which some has been sent
+
+
+@cython.final
 cdef class Socket:
     cdef:
         Poller poller
         object protocol               # an asyncio.Protocol; None once it was told that the connection is lost
-        bytearray queue               # what the kernel did not take yet; None where it took everything
+        Connection connection         # that sends over it, from its 101 on: told when what is queued gets less
+        Queue queue                   # what the kernel did not take yet; None where it took everything
         readonly int fd
         uint32_t events               # what epoll watches for
         bint closing                  # nothing more may be written
         bint ending                   # our side is to be ended behind the queue
         bint lost                     # out of the epoll; connection_lost follows or has been called
 
+    cdef NoResult queue_frames(self, const char* data, Py_ssize_t size, Py_ssize_t sent) except NoResult.FAILED
+    cdef NoResult drop(self) except NoResult.FAILED
+    cdef NoResult start(self, Queue queue) except NoResult.FAILED
     cdef NoResult watch(self, uint32_t events) except NoResult.FAILED
     cdef NoResult lose(self, int error) except NoResult.FAILED
     cdef NoResult writable(self) except NoResult.FAILED

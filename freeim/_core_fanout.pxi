@@ -30,6 +30,9 @@ cdef class Connection:
         self.fd = fd
         self.held = False
         self.blocked = transport.get_write_buffer_size() > 0
+        if isinstance(transport, Socket):
+            (<Socket>transport).connection = self
+        self.count()
         if self.first is not None:
             self.fanout.add(self)
 
@@ -37,6 +40,8 @@ cdef class Connection:
         """The transport is about to close its descriptor; from here on nothing may be sent on it."""
         self.transport = None
         self.fd = -1
+        self.blocked = False
+        self.count()
         self.closing = True
         self.first = None
         self.more = None
@@ -44,6 +49,8 @@ cdef class Connection:
     def set_blocked(self, bint blocked):
         """The transport has bytes queued, or has sent them all."""
         self.blocked = blocked
+        if not blocked:
+            self.count()  # else whoever has just written counts, when it is done
 
     def send_control(self, bytes frame not None):
         """Queue a ping or a pong behind what is queued already."""
@@ -107,13 +114,18 @@ cdef class Connection:
             if errno == EAGAIN or errno == EINTR:
                 sent = 0
             else:
-                self._broken()
+                self._cut()
                 return NoResult.DONE
         if sent < size:
             # An empty queue takes what is left, whatever its size; from here on the transport is asked first.
-            self.transport.write(PyBytes_FromStringAndSize(data + sent, size - sent))
+            if isinstance(self.transport, Socket):
+                (<Socket>self.transport).queue_frames(data, size, sent)
+            else:
+                self.transport.write(PyBytes_FromStringAndSize(data + sent, size - sent))
         self.first = None
         self.more = None
+        if sent < size:
+            self.count()
         return NoResult.DONE
 
     cdef _queue(self, Py_ssize_t size):
@@ -123,17 +135,31 @@ cdef class Connection:
         self.first = None
         self.more = None
         if queued and queued + size > self.fanout.queue_limit and not self.closing:
-            self.fanout.too_slow += 1
-            self.fanout._on_too_slow(self)
+            self.fanout._too_slow(self, queued, False)
             return
         self.transport.write(frames)
+        self.count()
 
-    cdef _broken(self):
-        """The peer has gone: the transport closes, and its owner hears of it."""
+    cdef NoResult count(self) except NoResult.FAILED:
+        """Tell the fan-out how much the transport has queued now."""
+        return self.fanout.count(self, self.transport.get_write_buffer_size() if self.blocked else 0)
+
+    cdef _drop(self):
+        """Forget all frames of which nothing has been sent; transports of asyncio cannot, and keep theirs."""
+        self.first = None
+        self.more = None
+        if isinstance(self.transport, Socket):
+            (<Socket>self.transport).drop()
+            self.count()
+
+    cdef _cut(self):
+        """End the connection at once: the transport closes, and its owner hears of it."""
         self.first = None
         self.more = None
         self.fd = -1
         self.transport.abort()
+        self.blocked = False
+        self.count()
 
 
 cdef class Fanout:
@@ -141,15 +167,20 @@ cdef class Fanout:
 
     Args:
         call_soon: The loop's ``call_soon``.
-        on_too_slow: ``(connection)``, called when a receiver's queue would pass `queue_limit`.
+        on_too_slow: ``(connection, waiting, of_node)``, called with each that is to be closed because a limit was
+            passed: its own, or the node's. So many bytes waited for it; what can be dropped of them is dropped already.
         queue_limit: Bytes that may wait for one receiver; an empty queue takes one outbox of any size.
+        node_queue_limit: Bytes that may wait for all receivers together.
         slice_ms: Longest time that one walk keeps the loop, in milliseconds.
     """
 
-    def __init__(self, call_soon, on_too_slow, Py_ssize_t queue_limit, double slice_ms=5.0):
+    def __init__(self, call_soon, on_too_slow, Py_ssize_t queue_limit, Py_ssize_t node_queue_limit,
+                 double slice_ms=5.0):
         self._call_soon = call_soon
         self._on_too_slow = on_too_slow
         self.queue_limit = queue_limit
+        self.node_queue_limit = node_queue_limit
+        self._slow = {}
         self._slice = slice_ms / 1000
         self._dirty = []
         self._scratch = NULL
@@ -179,6 +210,39 @@ cdef class Fanout:
             self._scheduled = True
             self._call_soon(self._scheduled_flush)
         return NoResult.DONE
+
+    cdef NoResult count(self, Connection connection, Py_ssize_t size) except NoResult.FAILED:
+        cdef Py_ssize_t before = self._slow.pop(connection, 0)
+        if size:
+            self._slow[connection] = size
+        self.waiting += size - before
+        if size > before and self.waiting > self.node_queue_limit:
+            self._relieve()
+        return NoResult.DONE
+
+    cdef _relieve(self):
+        """Cut the connections for which most is waiting, far enough below the limit that this is rarely needed."""
+        cdef:
+            Connection connection
+            Py_ssize_t size
+            Py_ssize_t enough = self.node_queue_limit - self.node_queue_limit // 4
+        heap = [(-waiting, (<Connection>each).number, each) for each, waiting in self._slow.items()]
+        heapq.heapify(heap)
+        while self.waiting > enough:
+            negative, _, connection = heapq.heappop(heap)
+            if connection.closing:
+                # No other has more, although its Close frame is due: that is no reason to take it from the others.
+                connection._cut()
+                continue
+            self._too_slow(connection, -negative, True)
+            size = self._slow.get(connection, 0)
+            if size:
+                heapq.heappush(heap, (-size, connection.number, connection))
+
+    cdef _too_slow(self, Connection connection, Py_ssize_t waiting, bint of_node):
+        connection._drop()
+        self.too_slow += 1
+        self._on_too_slow(connection, waiting, of_node)
 
     def _scheduled_flush(self):
         self._scheduled = False

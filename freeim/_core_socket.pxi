@@ -8,6 +8,59 @@ cdef enum:
     INBOUND_BUFFER = 65536    # terminals send next to nothing, so all of them share one
 
 
+cdef inline Py_ssize_t _frame_size(const uint8_t* at, Py_ssize_t left) noexcept:
+    """Bytes of the unmasked frame that begins here; all that is left where there is no whole one."""
+    cdef:
+        uint64_t size
+        Py_ssize_t header = 2
+        Py_ssize_t i
+    if left < 2:
+        return left
+    size = at[1] & 0x7F
+    if size >= 126:
+        header = 4 if size == 126 else 10
+        if left < header:
+            return left
+        size = 0
+        for i in range(2, header):
+            size = size << 8 | at[i]
+    return left if size > <uint64_t>(left - header) else header + <Py_ssize_t>size
+
+
+cdef class Queue:
+    """What the kernel has not taken yet: the rest of a frame that is begun, then whole frames."""
+
+    def __cinit__(self):
+        self.data = bytearray()
+
+    def __len__(self):
+        return PyByteArray_GET_SIZE(self.data)
+
+    def __bytes__(self):
+        return bytes(self.data)
+
+    def add(self, data not None):
+        """Append whole frames."""
+        self.data += data
+
+    def take(self, Py_ssize_t size):
+        """Remove what the kernel has taken, and find out where the frame ends that is begun."""
+        cdef:
+            const uint8_t* data = <const uint8_t*>PyByteArray_AS_STRING(self.data)
+            Py_ssize_t end = PyByteArray_GET_SIZE(self.data)
+        if not 0 <= size <= end:
+            raise ValueError("so much is not in the queue")
+        while self.begun < size:
+            self.begun += _frame_size(data + self.begun, end - self.begun)
+        self.begun -= size
+        del self.data[:size]
+
+    def drop(self):
+        """Remove all frames of which nothing has been sent."""
+        # A copy: a bytearray that gets shorter may keep its memory.
+        self.data = self.data[:self.begun]
+
+
 cdef class Socket:
     """The transport of one TCP connection: what of `asyncio.Transport` a node uses, and nothing more.
 
@@ -69,10 +122,11 @@ cdef class Socket:
         cdef const uint8_t[::1] view = data
         cdef Py_ssize_t size = view.shape[0]
         cdef ssize_t sent
+        cdef Queue queue
         if self.closing or size == 0:
             return
         if self.queue is not None:
-            self.queue += data
+            self.queue.add(data)
             return
         sent = c_send(self.fd, &view[0], size, MSG_NOSIGNAL | MSG_DONTWAIT)
         if sent < 0:
@@ -81,9 +135,32 @@ cdef class Socket:
                 return
             sent = 0
         if sent < size:
-            self.queue = bytearray(view[sent:])
-            self.watch(self.events | EPOLLOUT)
-            self.protocol.pause_writing()
+            queue = Queue()
+            queue.add(view[sent:])
+            queue.begun = size - sent  # an answer to a request: no frame, so all of it belongs together
+            self.start(queue)
+
+    cdef NoResult queue_frames(self, const char* data, Py_ssize_t size, Py_ssize_t sent) except NoResult.FAILED:
+        """Queue what is left of whole frames, of which the kernel took the first bytes when the queue was empty."""
+        cdef Queue queue
+        if self.closing:
+            return NoResult.DONE
+        queue = Queue()
+        queue.data = PyByteArray_FromStringAndSize(data, size)
+        queue.take(sent)
+        return self.start(queue)
+
+    cdef NoResult drop(self) except NoResult.FAILED:
+        """Forget the frames of which nothing has been sent."""
+        if self.queue is not None:
+            self.queue.drop()
+        return NoResult.DONE
+
+    cdef NoResult start(self, Queue queue) except NoResult.FAILED:
+        self.queue = queue
+        self.watch(self.events | EPOLLOUT)
+        self.protocol.pause_writing()
+        return NoResult.DONE
 
     def write_eof(self):
         """End our side of the connection behind what is queued.
@@ -125,6 +202,8 @@ cdef class Socket:
             return NoResult.DONE
         self.lost = self.closing = True
         self.queue = None
+        if self.connection is not None:
+            self.connection.count()
         epoll_ctl(self.poller.fd, EPOLL_CTL_DEL, self.fd, NULL)
         self.poller.end(self, error)
         return NoResult.DONE
@@ -139,16 +218,19 @@ cdef class Socket:
 
     cdef NoResult writable(self) except NoResult.FAILED:
         cdef ssize_t sent
+        cdef bytearray data
         if self.queue is None:
             return NoResult.DONE
-        sent = c_send(self.fd, PyByteArray_AS_STRING(self.queue), PyByteArray_GET_SIZE(self.queue),
-                      MSG_NOSIGNAL | MSG_DONTWAIT)
+        data = self.queue.data
+        sent = c_send(self.fd, PyByteArray_AS_STRING(data), PyByteArray_GET_SIZE(data), MSG_NOSIGNAL | MSG_DONTWAIT)
         if sent < 0:
             if errno != EAGAIN and errno != EINTR:
                 self.lose(errno)
             return NoResult.DONE
-        if sent < PyByteArray_GET_SIZE(self.queue):
-            del self.queue[:sent]
+        if sent < PyByteArray_GET_SIZE(data):
+            self.queue.take(sent)
+            if self.connection is not None:
+                self.connection.count()
             return NoResult.DONE
         self.queue = None
         if self.closing:
@@ -246,7 +328,7 @@ cdef class Poller:
         for sock in self._sockets:
             if sock is not None:
                 sock.lost = sock.closing = True
-                sock.protocol = None
+                sock.protocol = sock.connection = None
                 close_fd(sock.fd)
         self._sockets.clear()
         self._ends.clear()

@@ -160,6 +160,11 @@ class Options:
     queue_limit: int = _bytes(
         1_048_576, "What may wait for one slow terminal (else 4002); one message always may.", minimum=1
     )
+    node_queue_limit: int = _bytes(
+        268_435_456,
+        "What may wait for all slow terminals of a node together; beyond it, those with most are cut (4002).",
+        minimum=1,
+    )
     bus_queue_limit: int = _bytes(
         268_435_456,
         "What may wait for clients whose membership is being read (what comes beyond is lost for them).",

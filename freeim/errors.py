@@ -66,6 +66,6 @@ class CloseCode(IntEnum):
     REPLACED = 4001
     """A newer login of the same client took this one's place."""
     TOO_SLOW = 4002
-    """The terminal did not read fast enough and its queue is full."""
+    """The terminal did not read fast enough: its queue is full, or all queues of the node together are."""
     NO_PONG = 4003
     """The terminal did not answer a ping."""

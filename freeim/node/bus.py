@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +18,7 @@ from freeim.names import Names
 from freeim.node.connections import Connections
 from freeim.node.decode import BadPayload, decode_tolerantly
 from freeim.node.session import Session
+from freeim.node.sparse_log import SparseLog
 
 log = logging.getLogger("freeim")
 
@@ -80,10 +80,11 @@ class Bus:
         self._unread: list[Client] = []
         self._generation = 0
         """Counts the gaps."""
-        self._bad_since = 0.0
-        self._bad_told = 0
-        self._bad_counted = 0
-        """Payloads that a log line was about."""
+        self._bad_log = SparseLog(
+            logging.WARNING,
+            BAD_PAYLOADS_PER_MINUTE,
+            "dropped %d more payloads from the node's channel that are no messages",
+        )
         self._dropped_told = 0
         # Without tracking: batches of one read each, in order; a batch waits for the members of its channels.
         self._batch: list[Message] = []
@@ -128,14 +129,8 @@ class Bus:
 
     def _tell_bad(self, payload: bytes, error: BadPayload) -> None:
         self.bad_payloads += 1
-        now = time.monotonic()
-        if now - self._bad_since > 60:
-            self._bad_since, self._bad_told = now, 0
-        self._bad_told += 1
-        if self._bad_told <= BAD_PAYLOADS_PER_MINUTE:
-            self._bad_counted += 1
-            # The content is not shown: it is somebody's message.
-            log.warning("dropped a payload of %d bytes from the node's channel: %s", len(payload), error)
+        # The content is not shown: it is somebody's message.
+        self._bad_log.tell("dropped a payload of %d bytes from the node's channel: %s", len(payload), error)
 
     def tell_losses(self) -> None:
         """Say what was lost since the last call; to be called now and then."""
@@ -148,10 +143,7 @@ class Bus:
                 lost,
                 self.router.window_limit,
             )
-        untold = self.bad_payloads - self._bad_counted
-        if untold:
-            self._bad_counted = self.bad_payloads
-            log.warning("dropped %d more payloads from the node's channel that are no messages", untold)
+        self._bad_log.tell_rest()
 
     # ---- memberships by client
 

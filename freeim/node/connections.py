@@ -17,6 +17,7 @@ from freeim.node.handshake import Handshake
 from freeim.node.http import Refusal, Request, token_of, websocket_key
 from freeim.node.presence import FENCED, USED, Presence
 from freeim.node.session import Session
+from freeim.node.sparse_log import SparseLog
 from freeim.node.terminal import PING, Terminal, close_frame
 from freeim.node.timers import Deadlines, PingWheel
 
@@ -24,6 +25,9 @@ log = logging.getLogger("freeim")
 
 TICK: Final = 0.1
 """Seconds between two looks at the deadlines."""
+
+TOO_SLOW_PER_MINUTE: Final = 20
+"""Log lines about terminals that read too slowly; the rest of the minute is counted."""
 
 CLOSES_PER_TURN: Final = 500
 """Connections that a stopping node closes before the loop looks at anything else."""
@@ -60,7 +64,8 @@ class Connections:
         """Connections that Redis has counted, and whose client's membership is still being read for the first time."""
         self._misdirected: set[str] = set()
         self.system = system_id(options.ids)
-        self.fanout = Fanout(self._loop.call_soon, self._too_slow, options.queue_limit)
+        self.fanout = Fanout(self._loop.call_soon, self._too_slow, options.queue_limit, options.node_queue_limit)
+        self._slow_log = SparseLog(logging.INFO, TOO_SLOW_PER_MINUTE, "cut %d more connections that read too slowly")
         self.router: Router | None = None
         self._handshakes: Deadlines[Handshake] = Deadlines(options.handshake_timeout, self._handshake_expired)
         self._lingering: Deadlines[Handshake] = Deadlines(options.close_timeout, Handshake.timed_out)
@@ -354,13 +359,21 @@ class Connections:
         if self.on_closed is not None:
             self.on_closed()
 
-    def _too_slow(self, connection: Connection) -> None:
-        log.info(
-            "cut a connection of client %s: it reads too slowly, %d bytes were waiting",
+    def _too_slow(self, connection: Connection, waiting: int, of_node: bool) -> None:
+        options = self.options
+        self._slow_log.tell(
+            "cut a connection of client %s: it reads too slowly, %d bytes were waiting; send less, or raise %s",
             connection.client.id.decode(),
-            self.options.queue_limit,
+            waiting,
+            f"--node-queue-limit ({options.node_queue_limit} bytes for all together)"
+            if of_node
+            else f"--queue-limit ({options.queue_limit} bytes)",
         )
         self.close(connection, CloseCode.TOO_SLOW, "too slow")
+
+    def tell_rest(self) -> None:
+        """Log how many were cut without a line of their own since the last call; to be called now and then."""
+        self._slow_log.tell_rest()
 
     def _cut(self, terminal: Terminal) -> None:
         transport = terminal.connection.transport

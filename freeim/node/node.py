@@ -244,6 +244,7 @@ class Node:
         self._connections.retry_fenced()
         await self._redis_watch.beat()
         self._bus.tell_losses()
+        self._connections.tell_rest()
 
     async def _renew(self) -> bool:
         try:

@@ -58,6 +58,7 @@ def test_the_defaults_are_those_that_are_promised() -> None:
         "max_inbound": 4096,
         "send_buffer": 65536,
         "queue_limit": 1024 * 1024,
+        "node_queue_limit": 256 * 1024 * 1024,
         "bus_queue_limit": 256 * 1024 * 1024,
     }
 

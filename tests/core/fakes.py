@@ -1,11 +1,15 @@
-"""What stands in for a socket's transport, and connections on it."""
+"""What stands in for a socket's transport, connections on it, and frames for them."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
-from freeim._core import Connection, Fanout
+from freeim._core import Connection, Fanout, control_frame
+
+CLOSE = control_frame(8, b"\x0f\xa2too slow")
+NO_LIMIT = 1 << 40
 
 
 class FakeTransport(asyncio.WriteTransport):
@@ -32,12 +36,22 @@ def never(_: Callable[[], None]) -> None:
 
 
 def fanout() -> Fanout:
-    def too_slow(connection: Connection) -> None:
+    def too_slow(connection: Connection, *_: object) -> None:
         raise AssertionError(f"connection {connection.number} was called too slow")
 
-    return Fanout(never, too_slow, 1 << 20)
+    return Fanout(never, too_slow, 1 << 20, NO_LIMIT)
 
 
 def open_connection(walk: Fanout, number: int) -> tuple[Connection, FakeTransport]:
     """Return a connection that is held, and the transport to attach; all writes go through the transport."""
     return Connection(walk, number, "{}", None), FakeTransport()
+
+
+def text(number: int, size: int) -> bytes:
+    """Return a text frame whose payload has so many bytes, all of which look like headers of long frames."""
+    return control_frame(1, bytes([0x81, 127 - number % 2]) * (size // 2) + b"\x81" * (size % 2))
+
+
+def ends_of(frames: list[bytes]) -> list[int]:
+    """Return where each frame ends in the stream."""
+    return [0, *itertools.accumulate(map(len, frames))]

@@ -13,13 +13,12 @@ import pytest
 import uvloop
 
 from freeim._core import Connection, Fanout, control_frame
-from tests.core.fakes import FakeTransport, never, open_connection
+from tests.core.fakes import CLOSE, NO_LIMIT, FakeTransport, never, open_connection
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-CLOSE = control_frame(8, b"\x0f\xa2too slow")
 
 
-def no_close(connection: Connection) -> None:
+def no_close(connection: Connection, *_: object) -> None:
     raise AssertionError(f"connection {connection.number} was called too slow")
 
 
@@ -139,7 +138,7 @@ def frame(number: int, size: int) -> bytes:
 def test_every_byte_arrives_once_and_in_order_however_slowly_the_peer_reads(run: Run, seed: int) -> None:
     async def test() -> None:
         loop = asyncio.get_running_loop()
-        walk = Fanout(loop.call_soon, no_close, 1 << 30)
+        walk = Fanout(loop.call_soon, no_close, 1 << 30, NO_LIMIT)
         wired = await wire(walk)
         dice = random.Random(seed)
         sent = bytearray()
@@ -181,11 +180,11 @@ def test_a_slow_reader_is_reported_once_and_gets_its_close_frame_behind_all_that
         limit = 100_000
         reported = []
 
-        def too_slow(connection: Connection) -> None:
+        def too_slow(connection: Connection, *_: object) -> None:
             reported.append(connection.number)
             assert connection.begin_close(CLOSE, 4002)
 
-        walk = Fanout(loop.call_soon, too_slow, limit)
+        walk = Fanout(loop.call_soon, too_slow, limit, NO_LIMIT)
         slow, good = await wire(walk, number=1), await wire(walk, 1 << 20, number=2)
         sent = []
         for number in range(2000):
@@ -216,7 +215,9 @@ def test_a_slow_reader_is_reported_once_and_gets_its_close_frame_behind_all_that
 def test_an_empty_queue_takes_one_message_of_any_size_and_no_second_one(run: Run) -> None:
     async def test() -> None:
         reported = []
-        walk = Fanout(asyncio.get_running_loop().call_soon, lambda each: reported.append(each.number), 1000)
+        walk = Fanout(
+            asyncio.get_running_loop().call_soon, lambda each, *_: reported.append(each.number), 1000, NO_LIMIT
+        )
         wired = await wire(walk)
         huge = frame(1, 5_000_000)
         wired.connection.send_control(huge)
@@ -232,7 +233,8 @@ def test_an_empty_queue_takes_one_message_of_any_size_and_no_second_one(run: Run
 
 def test_without_a_descriptor_the_limits_are_the_same() -> None:
     reported = []
-    walk = Fanout(never, lambda each: reported.append(each.number), 1000)  # as with TLS: all through the transport
+    # As with TLS: all goes through the transport.
+    walk = Fanout(never, lambda each, *_: reported.append(each.number), 1000, NO_LIMIT)
     connection, transport = open_connection(walk, 1)
     connection.attach_transport(transport, -1)
     for size, queued, accepted in ((5_000_000, 0, True), (900, 50, True), (900, 200, False)):
@@ -248,7 +250,7 @@ def test_without_a_descriptor_the_limits_are_the_same() -> None:
 
 def test_a_peer_that_has_gone_is_cut_and_nothing_more_goes_to_its_descriptor(run: Run) -> None:
     async def test() -> None:
-        walk = Fanout(asyncio.get_running_loop().call_soon, no_close, 1 << 20)
+        walk = Fanout(asyncio.get_running_loop().call_soon, no_close, 1 << 20, NO_LIMIT)
         wired = await wire(walk)
         wired.transport.pause_reading()  # only the sending may notice
         wired.far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
@@ -268,7 +270,7 @@ def test_a_peer_that_has_gone_is_cut_and_nothing_more_goes_to_its_descriptor(run
 
 
 def test_nothing_is_sent_on_a_descriptor_after_detach_although_the_number_is_in_use_again() -> None:
-    walk = Fanout(never, no_close, 1 << 20)
+    walk = Fanout(never, no_close, 1 << 20, NO_LIMIT)
     old_near, old_far = socket.socketpair()
     new_near, new_far = socket.socketpair()
     new_far.setblocking(False)
@@ -295,7 +297,7 @@ def test_nothing_is_sent_on_a_descriptor_after_detach_although_the_number_is_in_
 
 
 def test_all_frames_of_a_walk_leave_in_one_send() -> None:
-    walk = Fanout(never, no_close, 1 << 20)
+    walk = Fanout(never, no_close, 1 << 20, NO_LIMIT)
     near, far = socket.socketpair()
     connection, transport = open_connection(walk, 1)
     connection.attach_transport(transport, near.fileno())
@@ -312,7 +314,7 @@ def test_all_frames_of_a_walk_leave_in_one_send() -> None:
 
 
 def test_a_held_connection_gets_nothing_before_its_101_and_all_of_it_after() -> None:
-    walk = Fanout(never, no_close, 1 << 20)
+    walk = Fanout(never, no_close, 1 << 20, NO_LIMIT)
     connection, transport = open_connection(walk, 1)
     for number in range(3):
         connection.send_control(frame(number, 10))
@@ -324,7 +326,7 @@ def test_a_held_connection_gets_nothing_before_its_101_and_all_of_it_after() -> 
 
 
 def test_what_the_transport_holds_back_at_the_101_is_not_overtaken() -> None:
-    walk = Fanout(never, no_close, 1 << 20)
+    walk = Fanout(never, no_close, 1 << 20, NO_LIMIT)
     near, far = socket.socketpair()
     far.setblocking(False)
     connection, transport = open_connection(walk, 1)
@@ -340,7 +342,7 @@ def test_what_the_transport_holds_back_at_the_101_is_not_overtaken() -> None:
 
 
 def test_nothing_follows_a_close_frame_and_there_is_only_one() -> None:
-    walk = Fanout(never, no_close, 10)
+    walk = Fanout(never, no_close, 10, NO_LIMIT)
     connection, transport = open_connection(walk, 1)
     transport.queued = 1000
     connection.attach_transport(transport, -1)
@@ -354,7 +356,7 @@ def test_nothing_follows_a_close_frame_and_there_is_only_one() -> None:
 
 def test_a_long_walk_stops_after_its_slice_and_goes_on_in_order_when_the_loop_has_had_its_turn() -> None:
     later: list[Callable[[], None]] = []
-    walk = Fanout(later.append, no_close, 1 << 20, slice_ms=0)
+    walk = Fanout(later.append, no_close, 1 << 20, NO_LIMIT, slice_ms=0)
     connections: list[tuple[Connection, FakeTransport]] = []
     for number in range(5000):
         connection, transport = open_connection(walk, number)
@@ -382,7 +384,7 @@ def test_a_long_walk_stops_after_its_slice_and_goes_on_in_order_when_the_loop_ha
 
 def unfinished(later: list[Callable[[], None]]) -> tuple[Fanout, list[FakeTransport]]:
     """Return a walk that stops after sixteen connections, and the transports of forty that have something to send."""
-    walk = Fanout(later.append, no_close, 1 << 20, slice_ms=0)
+    walk = Fanout(later.append, no_close, 1 << 20, NO_LIMIT, slice_ms=0)
     transports = []
     for number in range(40):
         connection, transport = open_connection(walk, number)

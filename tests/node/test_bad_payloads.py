@@ -278,7 +278,7 @@ async def test_at_most_20_warnings_a_minute_are_logged_and_all_are_counted(
 ) -> None:
     now = time.monotonic()
     clock = SimpleNamespace(monotonic=lambda: now)
-    monkeypatch.setattr("freeim.node.bus.time", clock)
+    monkeypatch.setattr("freeim.node.sparse_log.time", clock)
     async with running(redis_server) as run:
         peer = await run.connect(1)
         listen(caplog)
