@@ -65,12 +65,13 @@ def test_bytes_that_are_no_frames_harm_nothing(data: bytes, draw: st.DataObject)
         assert bytes(queue) in data
 
 
-def test_a_length_that_no_frame_can_have_is_one_up_to_the_end() -> None:
+def test_a_frame_that_is_longer_than_the_queue_ends_with_it() -> None:
     queue = Queue()
-    queue.add(b"\x81\x7f\x80" + bytes(7) + b"abc")
+    queue.add(text(0, 100)[:50])
     queue.take(1)
+    queue.add(text(0, 10))
     queue.drop()
-    assert bytes(queue) == b"\x7f\x80" + bytes(7) + b"abc"
+    assert bytes(queue) == text(0, 100)[1:50]
 
 
 @pytest.mark.parametrize("size", [-1, 4])
