@@ -27,7 +27,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "scenarios",
         nargs="*",
         metavar="SCENARIO",
-        help=f"of {', '.join(SCENARIOS)} (default: all but {' and '.join(LONG)})",
+        help=f"of {', '.join(SCENARIOS)} (default: all but {', '.join(LONG)})",
     )
     parser.add_argument("--connections", type=int, default=10_000, help="to each side (default 10000)")
     parser.add_argument("--size", type=int, default=128, help="bytes of a message, at least 64 (default 128)")

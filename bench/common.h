@@ -36,6 +36,19 @@ static inline uint64_t now_ns(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+/* ---- sending at a steady rate */
+
+#define GRAIN_NS 100000u /* senders wake up no more often: else waking up is what they spend a core on */
+
+/* Sleep until a message is due that is one of many, STEP ns apart since START; where they are closer than a grain,
+   until the end of the grain that it is in, with all others of that grain. */
+static inline void sleep_until_due(uint64_t start, uint64_t due, double step) {
+    if (step < GRAIN_NS) due = start + (due - start + GRAIN_NS - 1) / GRAIN_NS * GRAIN_NS;
+    if (now_ns() >= due) return;
+    struct timespec t = {.tv_sec = (time_t)(due / 1000000000u), .tv_nsec = (long)(due % 1000000000u)};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR) continue;
+}
+
 static inline double cpu_seconds(void) {
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);

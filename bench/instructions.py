@@ -8,7 +8,6 @@ kernel is not in it.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import platform
 import re
@@ -23,6 +22,7 @@ from typing import Final
 from bench.build import HERE
 from bench.hotpath import BURST, CONNECTIONS, KINDS, ROOM, SIZE
 from bench.processes import BenchError
+from bench.report import versions_of
 
 DELIVERIES: Final = 10_000
 """What the longer run delivers more than the shorter one."""
@@ -66,7 +66,7 @@ def per_delivery(kind: str, deliveries: int = DELIVERIES) -> float:
 
 def page(counts: dict[str, float]) -> str:
     """Return the counts as Markdown."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("freeim", "hiredis", "Cython"))
+    versions = ", ".join(f"{name} {version}" for name, version in versions_of(("freeim", "hiredis", "Cython")).items())
     lines = [
         "# Instructions of the hot path",
         "",

@@ -114,8 +114,7 @@ static void paced(double rate, double seconds, unsigned long long first, unsigne
     uint64_t start = now_ns(), written = start;
     for (uint64_t i = 0; i < total;) {
         uint64_t due = start + (uint64_t)((double)i * step);
-        struct timespec t = {.tv_sec = (time_t)(due / 1000000000u), .tv_nsec = (long)(due % 1000000000u)};
-        while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR) continue;
+        sleep_until_due(start, due, step);
         /* All that is due by now goes out in one write. */
         uint64_t from = i, now = now_ns();
         for (; i < total && (due = start + (uint64_t)((double)i * step)) <= now; i++) {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ METHOD = (
 PACKAGES = ("freeim", "picows", "uvloop", "hiredis", "redis", "Cython")
 
 
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Return the version of each package that is installed here."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
 def describe(settings: Settings) -> dict[str, Any]:
     """Return where and how the figures were measured."""
     with redis.Redis.from_url(settings.url) as client:
@@ -33,11 +43,7 @@ def describe(settings: Settings) -> dict[str, Any]:
     versions = {"Python": platform.python_version(), "system": platform.platform()}
     valkey = server.get("valkey_version")
     versions["Valkey" if valkey else "Redis"] = valkey or server["redis_version"]
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions |= versions_of(PACKAGES)
     versions["compiler"] = _run(os.environ.get("CC") or "cc", "--version").split("\n")[0]
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -157,12 +157,12 @@ static void send_random(unsigned stream, uint64_t sent, uint64_t *seed) {
 }
 
 static void paced(double rate, double seconds, unsigned count, unsigned stream, uint64_t seed) {
-    uint64_t start = now_ns(), step = (uint64_t)(1e9 / rate), total = (uint64_t)(rate * seconds);
+    double step = 1e9 / rate;
+    uint64_t start = now_ns(), total = (uint64_t)(rate * seconds);
     for (uint64_t i = 0; i < total; i++) {
         /* The time in the payload is the one at which it was due: a sender that lags may not hide it. */
-        uint64_t due = start + i * step;
-        struct timespec t = {.tv_sec = (time_t)(due / 1000000000u), .tv_nsec = (long)(due % 1000000000u)};
-        while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR) continue;
+        uint64_t due = start + (uint64_t)((double)i * step);
+        sleep_until_due(start, due, step);
         if (count != peer_count) {
             for (unsigned k = 0; k < count; k++) send_random(stream, due, &seed);
             continue;

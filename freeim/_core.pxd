@@ -99,7 +99,7 @@ cdef class Fanout:
         Py_ssize_t _scratch_size
         object _on_too_slow
         readonly long long writes     # calls of send(2)
-        readonly long long too_slow   # connections cut because one of the two limits was passed
+        readonly long long too_slow   # connections closed because one of the two limits was passed
 
     cdef NoResult add(self, Connection connection) except NoResult.FAILED
     cdef NoResult _schedule(self) except NoResult.FAILED

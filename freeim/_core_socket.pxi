@@ -328,6 +328,8 @@ cdef class Poller:
         for sock in self._sockets:
             if sock is not None:
                 sock.lost = sock.closing = True
+                if sock.connection is not None:
+                    sock.connection.fd = -1  # the number may soon be another's
                 sock.protocol = sock.connection = None
                 close_fd(sock.fd)
         self._sockets.clear()

@@ -41,5 +41,5 @@ SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
     "soak": soak.run,
 }
 
-LONG: Final = ("fifty", "soak", "peers")
+LONG: Final = ("steps", "fifty", "peers", "soak")
 """Those that run only when they are named, or with ``--full``."""

@@ -96,8 +96,10 @@ class Connections:
             if handshake.transport is not None:
                 handshake.transport.close()  # behind the answer, where some of it is still to be written
         self._stopped = True
-        if self.accepted:
-            self._emptied.clear()
+        self._emptied.clear()
+        left = -1
+        while self.accepted and self.accepted != left:  # they end in parts: go on while they get fewer
+            left = self.accepted
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await self._emptied.wait()

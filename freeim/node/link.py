@@ -15,6 +15,9 @@ from freeim.redis_url import RedisAddress
 Callback = Callable[[Any], None]
 """Gets the reply; an exception where Redis answered with an error or the connection was lost."""
 
+LARGE_READ: Final = 65_536
+"""Bytes of a read that has more behind it, as a rule: the event loop would read up to 32 times in one turn."""
+
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds for a connection to Redis, its TLS handshake and its greeting included."""
 
@@ -174,7 +177,7 @@ class RedisLink(asyncio.Protocol):
             return
         if self._transport is None:
             return  # closed by one of those who were called
-        if not (complete or self._paused):
+        if not self._paused and (not complete or len(data) >= LARGE_READ):
             self._paused = True
             self._transport.pause_reading()
             # Twice: what is called soon is called before the loop has looked at anything else.
@@ -186,7 +189,12 @@ class RedisLink(asyncio.Protocol):
         if self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
-            self.feed(b"")
+            try:
+                self.feed(b"")
+            except Exception as error:
+                # What an error in `data_received` comes to as well: half a slice must hold up nobody.
+                self.close(LinkLost(f"internal error: {error!r}"))
+                raise
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close(LinkLost(f"the connection to Redis ended: {exc or 'closed by Redis'}"))

@@ -276,8 +276,11 @@ class Node:
             self._spawn(self._compare())
 
     async def _compare(self) -> None:
+        seen = -1
         try:
-            await self.recover()
+            while seen != self._forgotten:  # it may happen again meanwhile
+                seen = self._forgotten
+                await self.recover()
         except (OSError, hiredis.HiredisError) as error:
             self._session.lose(error)
         finally:

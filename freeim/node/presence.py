@@ -22,6 +22,7 @@ from freeim.config import Options
 from freeim.envelope import PROBE_HEAD
 from freeim.errors import ConfigError, NodeReplaced
 from freeim.names import Names
+from freeim.node.link import LinkLost
 from freeim.node.session import BEAT_INTERVAL, Session
 from freeim.scripts import load_script
 
@@ -240,6 +241,7 @@ class Presence:
         # Closes that wait are sent too: the share was read before some of their openings.
         self._closes += [number for number in share if number not in living]
         self._send_closes()
+        gaps = self._session.gaps
         missing = [connection for number, connection in living.items() if number not in share]
         refused: list[Connection] = []
         for number, connection in enumerate(missing, 1):
@@ -249,6 +251,8 @@ class Presence:
                 self._run_open(connection, [], connection.client.channel_names, on_reply)
             if number % OPENS_PER_TURN == 0:
                 await asyncio.sleep(0)
+                if self._session.gaps != gaps:
+                    raise LinkLost("the connection to Redis was lost while connections were put back")
         # One more round trip, behind all of these in the same pipeline: then they are done.
         await self._session.call("PING")
         self._send_closes()  # of those that closed meanwhile, while the session did not count as up

@@ -322,8 +322,7 @@ class Session:
     def _release(self) -> None:
         held, self._held = self._held, None
         if held and self._reader is not None:
-            for data in held:
-                self._reader.feed(data)
+            self._reader.feed(b"".join(held))
 
 
 def _ignore(_reply: object) -> None:

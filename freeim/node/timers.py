@@ -8,6 +8,9 @@ from typing import Final, Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
 
+EXPIRED_PER_LOOK: Final = 1_000
+"""Things that one look at the deadlines ends: thousands may have begun to close together."""
+
 TURN: Final = 0.1
 """Seconds between two turns of a wheel: so short that a storm of connections is not pinged in one go."""
 MIN_SLOTS: Final = 25
@@ -44,8 +47,10 @@ class Deadlines(Generic[T]):
         self._due.pop(thing, None)
 
     def expire(self, now: float) -> None:
-        """Call back for everything whose time is over."""
-        while self._due:
+        """Call back for those whose time is over, the oldest first: at most `EXPIRED_PER_LOOK`, the rest next time."""
+        for _ in range(EXPIRED_PER_LOOK):
+            if not self._due:
+                return
             thing, due = next(iter(self._due.items()))
             if due > now:
                 return

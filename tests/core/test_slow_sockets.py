@@ -267,3 +267,15 @@ async def test_one_message_that_is_larger_than_the_nodes_limit_ends_its_connecti
         assert not small.connection.closing
         await stand.read_to(small, text(0, 100_000))
         assert stand.walk.waiting == 0
+
+
+async def test_when_the_poller_is_closed_nothing_more_goes_to_its_descriptors() -> None:
+    with sockets() as stand:
+        owner = stand.connect()
+        stand.walk.flush()
+        owner.connection.send_control(text(0, 100))
+        stand._poller.close()
+        assert owner.connection.fd == -1
+        before = stand.walk.writes
+        stand.walk.flush()
+        assert stand.walk.writes == before

@@ -1,10 +1,10 @@
-"""The wheel that says when to ping whom."""
+"""The wheel that says when to ping whom, and what has so much time and no more."""
 
 from __future__ import annotations
 
 import pytest
 
-from freeim.node.timers import TURN, PingWheel
+from freeim.node.timers import EXPIRED_PER_LOOK, TURN, Deadlines, PingWheel
 
 
 @pytest.mark.parametrize("interval", [0.2, 2.5, 25.0, 3600.0])
@@ -29,3 +29,14 @@ def test_everybody_is_pinged_once_per_interval_and_checked_after_the_timeout(int
 def test_one_turn_pings_only_those_who_came_in_a_tenth_of_a_second(interval: float) -> None:
     wheel: PingWheel[int] = PingWheel(interval, 1.0, lambda _: None, lambda _: None)
     assert wheel.turn_seconds == pytest.approx(TURN)
+
+
+def test_thousands_whose_time_is_over_end_in_parts_the_oldest_first() -> None:
+    ended: list[int] = []
+    deadlines: Deadlines[int] = Deadlines(1.0, ended.append)
+    for thing in range(2 * EXPIRED_PER_LOOK + 1):
+        deadlines.start(thing, 0.0)
+    for looks in (1, 2, 3):
+        deadlines.expire(1.0)
+        assert ended == list(range(min(looks * EXPIRED_PER_LOOK, 2 * EXPIRED_PER_LOOK + 1)))
+    assert len(deadlines) == 0

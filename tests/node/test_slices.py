@@ -10,7 +10,7 @@ import pytest
 import freeim.node.link
 import freeim.node.presence
 from freeim._core import Connection, RespStream
-from freeim.node.link import RedisLink
+from freeim.node.link import LARGE_READ, RedisLink
 from tests.node.harness import channel_message, direct, running, until
 from tests.servers import RedisServer
 
@@ -58,6 +58,38 @@ async def test_reading_pauses_until_all_is_handled() -> None:
     assert got == [b"1", b"2"]
     assert complete == [False, False, True]
     assert transport.calls == ["pause", "resume"] * 2
+
+
+async def test_behind_a_large_read_the_loop_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(freeim.node.link, "RespStream", RespStream)
+    complete: list[bool] = []
+    transport = _Transport()
+    link = RedisLink(on_message=lambda _: None, on_received=complete.append)
+    link.connection_made(transport)
+    link.data_received(message(b"small"))
+    assert transport.calls == []
+    link.data_received(message(bytes(LARGE_READ)))
+    assert transport.calls == ["pause"]
+    await until(lambda: transport.calls == ["pause", "resume"])
+    assert all(complete)
+
+
+async def test_a_defect_in_a_later_slice_ends_the_link_and_holds_up_nobody() -> None:
+    def defect(payload: bytes) -> None:
+        if payload == b"2":
+            raise ZeroDivisionError("a defect")
+
+    problems: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context.get("exception")))
+    lost: list[Exception] = []
+    complete: list[bool] = []
+    link = RedisLink(on_message=defect, on_received=complete.append, on_lost=lost.append)
+    link.connection_made(_Transport())
+    link.data_received(message(b"1") + message(b"2"))
+    await until(lambda: bool(problems))
+    assert isinstance(problems[0], ZeroDivisionError)
+    assert "a defect" in str(lost[0])
+    assert complete == [False, True]
 
 
 async def test_a_link_that_ends_in_between_leaves_nobody_waiting_for_the_rest() -> None:
@@ -126,3 +158,24 @@ async def test_after_a_flushall_many_are_put_back_and_who_leaves_meanwhile_is_no
         assert len(run.share) == 19
         assert first in put_back
         assert last not in put_back
+
+
+async def test_a_second_flushall_while_the_first_is_mended_leaves_nobody_waiting(redis_server: RedisServer) -> None:
+    async with running(redis_server) as run:
+        peer = await run.connect(1)
+        recover = run.node._redis_watch.connected
+        calls = 0
+
+        async def again() -> None:
+            nonlocal calls
+            calls += 1
+            await recover()
+            if calls == 1:
+                run.node._on_forgotten()  # as a second one that comes behind the last look at memberships
+
+        run.node._redis_watch.connected = again  # type: ignore[method-assign]
+        redis_server.flush()
+        await until(lambda: calls == 2)
+        run.publish_all([direct([1], 7)])
+        assert await peer.fence() == ["7"]
+        assert run.node._bus.router.pending_count == 0
