@@ -33,7 +33,7 @@ struct peer {
 
 static struct peer *peers[1 << 16]; /* by descriptor */
 static struct peer *order[1 << 16]; /* as they came */
-static struct peer *clients[1 << 16]; /* by number */
+static struct peer *clients[1 << 21]; /* by number: over all servers of a run, so more than are here */
 static unsigned peer_count, size = 128;
 static int poll_fd, listener, redis = -1;
 static uint64_t answered; /* commands that Redis has answered */

@@ -68,6 +68,18 @@ def test_paced_messages_come_at_their_rate(yardstick: Yardstick, crowd: Crowd, c
     assert 0 < spent["cpu_s"] <= spent["wall_s"]
 
 
+def test_clients_of_a_large_run_have_their_numbers(yardstick: Yardstick) -> None:
+    first = 99_990
+    with Crowd(10, first=first) as crowd:
+        tally = crowd.connect([yardstick.port], tokens.for_yardstick(first + 9)[first - 1 :])
+        assert (tally.living, tally.refused) == (10, {})
+        crowd.begin(128)
+        yardstick.ask("random 100 3 1")
+        tally = crowd.settle(100)
+    assert tally.frames == 100
+    assert not +tally.faults
+
+
 def test_what_it_says_of_its_cpu_is_what_the_kernel_says(yardstick: Yardstick, crowd: Crowd) -> None:
     crowd.begin(128)
     cpu = yardstick.cpu()
