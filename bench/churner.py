@@ -111,7 +111,7 @@ class _Work:
             late += [now - number / rate for number in range(done, due)]
             done = due
             if done < total:
-                time.sleep(TICK_SECONDS)
+                time.sleep(TICK_SECONDS)  # what is due by then leaves together
         wall = time.monotonic() - start
         return {
             "operations": total,

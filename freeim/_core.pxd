@@ -89,7 +89,7 @@ cdef class Fanout:
         Py_ssize_t _next              # the first one that this walk has not flushed
         bint _scheduled
         bint _spent                   # this turn of the loop has had its slice already
-        public bint held              # a read from Redis is half handled: its rest is to leave in the same writes
+        public bint midread           # a read from Redis is half handled: its rest is to leave in the same writes
         double _slice                 # seconds
         readonly Py_ssize_t queue_limit   # bytes that may wait for one slow receiver
         readonly Py_ssize_t node_queue_limit  # bytes that may wait for all of them together

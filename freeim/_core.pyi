@@ -154,7 +154,7 @@ class Connection:
 
 @final
 class Fanout:
-    held: bool
+    midread: bool
     def __init__(
         self,
         call_soon: Callable[[Callable[[], None]], object],

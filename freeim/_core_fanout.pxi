@@ -125,7 +125,7 @@ cdef class Connection:
         self.first = None
         self.more = None
         if sent < size:
-            self.count()
+            self.count()  # behind the outbox: where this cuts us, a Close frame is put there
         return NoResult.DONE
 
     cdef _queue(self, Py_ssize_t size):
@@ -246,7 +246,7 @@ cdef class Fanout:
 
     def _scheduled_flush(self):
         self._scheduled = False
-        if self._spent or self.held:
+        if self._spent or self.midread:
             self._spent = False
             self._schedule()
         else:
@@ -255,7 +255,8 @@ cdef class Fanout:
     def flush(self):
         """Write what is queued, for at most one slice of time; the rest follows after the loop has looked at Redis.
 
-        A turn of the loop has one slice only, however often this is called in it.
+        A turn of the loop has one slice only, however often this is called in it. (On asyncio's own loop, which calls
+        what is due soon without looking at sockets first, it may have two.)
         """
         if not self._spent:
             self._spent = not self._walk()

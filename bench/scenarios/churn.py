@@ -208,7 +208,7 @@ class _World:
         """Send one message after another for a time; return how many."""
         stream, messages, start = next(self._streams), 0, time.monotonic()
         while messages * MESSAGE_SECONDS < seconds > time.monotonic() - start:
-            time.sleep(max(0.0, start + messages * MESSAGE_SECONDS - time.monotonic()))
+            time.sleep(max(0.0, start + messages * MESSAGE_SECONDS - time.monotonic()))  # the pace
             messages += 1
             self.publisher.send([self.publisher.to_channel(channel, text(stream, messages, self._settings.size))])
             self._members.wait(frames_each=messages)

@@ -132,7 +132,7 @@ class _Turns:
                 return
             if turn % 100 == 0:
                 self.settings.progress(f"soak: {time.monotonic() - start:.0f} of {seconds:g} s")
-            time.sleep(max(0.0, began + TURN_SECONDS - time.monotonic()))
+            time.sleep(max(0.0, began + TURN_SECONDS - time.monotonic()))  # the pace
 
     def _with_receipt(self, sequence: int, sender: int, receiver: int) -> bytes:
         message = text(3, sequence, self.settings.size, to=receiver)

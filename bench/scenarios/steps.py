@@ -182,5 +182,5 @@ class _Mix:
             tally = self.coming.close()
             tally.closes.pop(1000, None)  # the answer to their own Close
             self.outcome.check_some(tally)
-            time.sleep(max(0.0, began + TURN_SECONDS - time.monotonic()))
+            time.sleep(max(0.0, began + TURN_SECONDS - time.monotonic()))  # the pace
         raise AssertionError("turns never end by themselves")

@@ -119,7 +119,7 @@ class Bus:
 
     def on_received(self, complete: bool) -> None:
         """Where all of one read has been handled, send it out; else wait for the rest, which may be for the same."""
-        self._connections.fanout.held = not complete
+        self._connections.fanout.midread = not complete
         if not complete:
             return
         if self._batch:

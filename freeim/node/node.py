@@ -231,9 +231,10 @@ class Node:
             compared = self._forgotten
             await self._renew()
             await self._presence.reconcile(self._connections.living)
-        self._bus.reread_all(self._session.tracking)
-        self._connections.retry_fenced()
-        await self._redis_watch.connected()
+            if compared == self._forgotten:
+                self._bus.reread_all(self._session.tracking)
+                self._connections.retry_fenced()
+                await self._redis_watch.connected()
 
     async def beat(self) -> None:
         """Renew the lease; where the life had ended, compare presence."""
@@ -276,11 +277,8 @@ class Node:
             self._spawn(self._compare())
 
     async def _compare(self) -> None:
-        seen = -1
         try:
-            while seen != self._forgotten:  # it may happen again meanwhile
-                seen = self._forgotten
-                await self.recover()
+            await self.recover()
         except (OSError, hiredis.HiredisError) as error:
             self._session.lose(error)
         finally:

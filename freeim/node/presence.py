@@ -37,7 +37,6 @@ USED: Final = -3
 CLOSES_PER_SCRIPT: Final = 100
 """Connections that one script takes out: a longer one would keep Redis from everybody else."""
 
-
 OPENS_PER_TURN: Final = 500
 """Connections that are put back before the loop looks at anything else."""
 

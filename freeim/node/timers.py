@@ -13,8 +13,10 @@ EXPIRED_PER_LOOK: Final = 1_000
 
 TURN: Final = 0.1
 """Seconds between two turns of a wheel: so short that a storm of connections is not pinged in one go."""
-MIN_SLOTS: Final = 25
-MAX_SLOTS: Final = 1000
+MIN_TURNS: Final = 25
+"""Turns in which a wheel goes round, at least: with a short interval, too, time-outs are to be kept fairly well."""
+MAX_TURNS: Final = 1000
+"""The same at most: with a long interval a turn costs more than it spreads."""
 
 
 class Deadlines(Generic[T]):
@@ -71,11 +73,11 @@ class PingWheel(Generic[T]):
     def __init__(
         self, interval: float, timeout: float, on_ping: Callable[[T], None], on_check: Callable[[T], None]
     ) -> None:
-        self._turns = min(max(round(interval / TURN), MIN_SLOTS), MAX_SLOTS)  # to go round once
-        self.turn_seconds = interval / self._turns
+        self._turns = turns = min(max(round(interval / TURN), MIN_TURNS), MAX_TURNS)
+        self.turn_seconds = interval / turns
         # Rounded up: nobody is cut before its time is over.
-        self._check_after = min(self._turns, -int(-timeout // self.turn_seconds))
-        self._slots: list[dict[T, None]] = [{} for _ in range(self._turns)]
+        self._check_after = min(turns, -int(-timeout // self.turn_seconds))
+        self._slots: list[dict[T, None]] = [{} for _ in range(turns)]
         self._now = 0
         self._on_ping = on_ping
         self._on_check = on_check
@@ -94,7 +96,7 @@ class PingWheel(Generic[T]):
         """Move on by one slot; to be called every `turn_seconds`."""
         self._now = (self._now + 1) % self._turns
         # Checks come first: with timeout = interval the same slot is checked and pinged in one turn.
-        for thing in list(self._slots[(self._now - self._check_after) % self._turns]):
+        for thing in list(self._slots[self._now - self._check_after]):
             self._on_check(thing)
         for thing in list(self._slots[self._now]):
             self._on_ping(thing)

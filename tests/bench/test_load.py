@@ -123,7 +123,7 @@ def test_messages_of_every_size_are_read_however_they_are_cut(load: Process, siz
         whole = message(7, 1, size)
         for at in (1, 2, 3, 5, 11, len(whole) - 1):
             server.sockets[0].sendall(whole[:at])
-            time.sleep(0.005)
+            time.sleep(0.005)  # so that the parts come in two reads
             server.sockets[0].sendall(whole[at:])
             tally = server.send(message(7, 2, size))
             assert tally.frames == 2
@@ -271,7 +271,7 @@ def test_a_101_with_a_false_header_is_refused(load: Process, good: bytes, bad: b
 
 def test_latency_is_the_time_since_the_payload_was_made(server: BadServer) -> None:
     made = message(7, 1)
-    time.sleep(0.1)
+    time.sleep(0.1)  # the latency that is to be seen
     tally = server.send(made)
     assert 0.1 <= tally.slowest < 5
     assert tally.quantile(0.5) == tally.slowest

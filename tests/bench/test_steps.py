@@ -31,7 +31,7 @@ async def main():
         elif line.startswith("spin"):
             spin(float(line.split()[1]))
         elif line.startswith("sleep"):
-            time.sleep(float(line.split()[1]))
+            time.sleep(float(line.split()[1]))  # a step that is long by the clock alone
         else:
             spinning = loop.run_in_executor(None, spin, float(line.split()[1]))
             spinning.add_done_callback(lambda _: print("done", flush=True))

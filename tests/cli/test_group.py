@@ -71,7 +71,7 @@ def test_ctrl_c_while_the_workers_start_ends_all_quietly(redis_server: RedisServ
     _, args = group_args(redis_server)
     with Server(*args) as server:
         server.logged("starting 3 workers")
-        time.sleep(delay)
+        time.sleep(delay)  # at several moments of the start: what goes on in it does not show from outside
         server.tell_group(signal.SIGINT)
         assert server.wait() == 0
         assert "Traceback" not in server.stderr

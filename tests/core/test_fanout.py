@@ -418,11 +418,11 @@ def test_a_turn_of_the_loop_has_one_slice_however_often_it_is_told_to_flush() ->
 def test_while_a_read_is_half_handled_nothing_is_sent() -> None:
     later: list[Callable[[], None]] = []
     walk, transports = unfinished(later)
-    walk.held = True
+    walk.midread = True
     for _ in range(3):
         later.pop()()
         assert not any(transport.sent for transport in transports)
-    walk.held = False
+    walk.midread = False
     while later:
         later.pop()()
     assert all(transport.sent for transport in transports)

@@ -136,7 +136,7 @@ def test_a_server_whose_connections_are_cut_stays(runtime: Runtime, joined: Join
     server = runtime.server
     for _ in range(3):
         runtime.command("CLIENT", "KILL", "TYPE", "normal")
-        time.sleep(watch.RESTART_SECONDS + 0.2)
+        time.sleep(watch.RESTART_SECONDS + 0.2)  # as long as a new one would take to be started
         assert runtime.server == server
     redis.close()
     runtime.assert_gone(server)
@@ -184,7 +184,7 @@ def test_a_starter_that_is_killed_in_the_middle_is_no_obstacle_for_the_next(
 ) -> None:
     with User() as starter:
         until(lambda: runtime.watchers, "its watcher comes up")
-        time.sleep(delay)
+        time.sleep(delay)  # at several moments of the start: what goes on in it does not show from outside
         starter.kill()
         began = time.monotonic()
         redis = joined()

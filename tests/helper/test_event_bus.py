@@ -147,7 +147,7 @@ def test_it_outlives_a_redis_that_is_away_for_a_while(both: Any, own_redis_serve
     bus = both(own_redis_server.url)
     own_redis_server.stop()
     wait_for(lambda: not bus.bus.subscribed)
-    time.sleep(1.0)
+    time.sleep(1.0)  # long enough for several attempts to connect
     assert bus.bus.alive
     own_redis_server.start()
     wait_for(lambda: bus.resyncs == 1)
@@ -169,7 +169,7 @@ def test_it_stops_while_redis_is_away(both: Any, own_redis_server: RedisServer) 
     bus = both(own_redis_server.url)
     own_redis_server.stop()
     wait_for(lambda: not bus.bus.subscribed)
-    time.sleep(0.5)
+    time.sleep(0.5)  # so that it is between two attempts to connect
     bus.stop()
     assert not bus.bus.alive
 
@@ -184,7 +184,7 @@ def test_a_half_open_connection_is_noticed(
     with SwallowingProxy(redis_server) as proxy:
         bus = both(proxy.url)
         wait_for(lambda: bus.bus.subscribed)
-        time.sleep(1.5)
+        time.sleep(1.5)  # two pings and their answers, at least
         assert bus.resyncs == 0, "the pings of a healthy connection are answered"
         proxy.swallow()
         wait_for(lambda: bus.resyncs == 1)

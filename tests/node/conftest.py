@@ -12,7 +12,14 @@ from freeim import _core
 from freeim.node import accept
 
 # What a peer sees here depends on the transport below, and a node is to work on both.
-ON_BOTH_TRANSPORTS = {"test_bad_frames", "test_closing", "test_handshake", "test_health", "test_refused"}
+ON_BOTH_TRANSPORTS = {
+    "test_bad_frames",
+    "test_closing",
+    "test_handshake",
+    "test_health",
+    "test_refused",
+    "test_slow_terminals",
+}
 
 
 def uvloop_and_epoll() -> asyncio.AbstractEventLoop:
