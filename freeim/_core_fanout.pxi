@@ -30,7 +30,8 @@ cdef class Connection:
         self.fd = fd
         self.held = False
         self.blocked = transport.get_write_buffer_size() > 0
-        if isinstance(transport, Socket):
+        self.copies = not isinstance(transport, Socket)
+        if not self.copies:
             (<Socket>transport).connection = self
         self.count()
         if self.first is not None:
@@ -116,14 +117,15 @@ cdef class Connection:
             else:
                 self._cut()
                 return NoResult.DONE
-        if sent < size:
-            # An empty queue takes what is left, whatever its size; from here on the transport is asked first.
-            if isinstance(self.transport, Socket):
-                (<Socket>self.transport).queue_frames(data, size, sent)
-            else:
-                self.transport.write(PyBytes_FromStringAndSize(data + sent, size - sent))
+        first, more = self.first, self.more
         self.first = None
         self.more = None
+        if sent < size:
+            # An empty queue takes what is left, whatever its size; from here on the transport is asked first.
+            if not self.copies:
+                (<Socket>self.transport).queue_frames(first, more, sent)
+            else:
+                self.transport.write(PyBytes_FromStringAndSize(data + sent, size - sent))
         if sent < size:
             self.count()  # behind the outbox: where this cuts us, a Close frame is put there
         return NoResult.DONE
@@ -131,13 +133,16 @@ cdef class Connection:
     cdef _queue(self, Py_ssize_t size):
         """Hand the outbox to the transport, within the limit for one receiver."""
         cdef Py_ssize_t queued = self.transport.get_write_buffer_size()
-        cdef object frames = self.first if self.more is None else b"".join([self.first, *self.more])
+        first, more = self.first, self.more
         self.first = None
         self.more = None
         if queued and queued + size > self.fanout.queue_limit and not self.closing:
             self.fanout._too_slow(self, queued, False)
             return
-        self.transport.write(frames)
+        if not self.copies:
+            (<Socket>self.transport).queue_frames(first, more, 0)
+        else:
+            self.transport.write(first if more is None else b"".join([first, *more]))
         self.count()
 
     cdef NoResult count(self) except NoResult.FAILED:
@@ -148,7 +153,7 @@ cdef class Connection:
         """Forget all frames of which nothing has been sent; transports of asyncio cannot, and keep theirs."""
         self.first = None
         self.more = None
-        if isinstance(self.transport, Socket):
+        if not self.copies and self.transport is not None:
             (<Socket>self.transport).drop()
             self.count()
 
@@ -170,7 +175,7 @@ cdef class Fanout:
         on_too_slow: ``(connection, waiting, of_node)``, called with each that is to be closed because a limit was
             passed: its own, or the node's. So many bytes waited for it; what can be dropped of them is dropped already.
         queue_limit: Bytes that may wait for one receiver; an empty queue takes one outbox of any size.
-        node_queue_limit: Bytes that may wait for all receivers together.
+        node_queue_limit: Bytes of memory that what waits for all receivers may take together.
         slice_ms: Longest time that one walk keeps the loop, in milliseconds.
     """
 
@@ -180,6 +185,7 @@ cdef class Fanout:
         self._on_too_slow = on_too_slow
         self.queue_limit = queue_limit
         self.node_queue_limit = node_queue_limit
+        self.backlog = Backlog()
         self._slow = {}
         self._slice = slice_ms / 1000
         self._dirty = []
@@ -211,33 +217,48 @@ cdef class Fanout:
             self._call_soon(self._scheduled_flush)
         return NoResult.DONE
 
+    @property
+    def memory(self):
+        """Bytes of memory that what waits takes; a large frame that waits for many receivers counts once."""
+        return self.backlog.size + self._copied
+
     cdef NoResult count(self, Connection connection, Py_ssize_t size) except NoResult.FAILED:
         cdef Py_ssize_t before = self._slow.pop(connection, 0)
         if size:
             self._slow[connection] = size
         self.waiting += size - before
-        if size > before and self.waiting > self.node_queue_limit:
+        if connection.copies:
+            self._copied += size - before
+        if size > before and self.backlog.size + self._copied > self.node_queue_limit and not self._relieving:
             self._relieve()
         return NoResult.DONE
 
-    cdef _relieve(self):
+    def _relieve(self):
         """Cut the connections for which most is waiting, far enough below the limit that this is rarely needed."""
         cdef:
             Connection connection
             Py_ssize_t size
             Py_ssize_t enough = self.node_queue_limit - self.node_queue_limit // 4
+            Py_ssize_t cut = 0
+            double end = _now() + self._slice
+        self._relieving = True
         heap = [(-waiting, (<Connection>each).number, each) for each, waiting in self._slow.items()]
         heapq.heapify(heap)
-        while self.waiting > enough:
+        while heap and self.backlog.size + self._copied > enough:
             negative, _, connection = heapq.heappop(heap)
             if connection.closing:
                 # No other has more, although its Close frame is due: that is no reason to take it from the others.
                 connection._cut()
-                continue
-            self._too_slow(connection, -negative, True)
-            size = self._slow.get(connection, 0)
-            if size:
-                heapq.heappush(heap, (-size, connection.number, connection))
+            else:
+                self._too_slow(connection, -negative, True)
+                size = self._slow.get(connection, 0)
+                if size:
+                    heapq.heappush(heap, (-size, connection.number, connection))
+            cut += 1
+            if cut % 64 == 0 and _now() > end:
+                self._call_soon(self._relieve)
+                return
+        self._relieving = False
 
     cdef _too_slow(self, Connection connection, Py_ssize_t waiting, bint of_node):
         connection._drop()
@@ -250,22 +271,28 @@ cdef class Fanout:
             self._spent = False
             self._schedule()
         else:
-            self._walk()
+            self._walk(_now())
 
-    def flush(self):
+    def flush(self, double began=0):
         """Write what is queued, for at most one slice of time; the rest follows after the loop has looked at Redis.
 
         A turn of the loop has one slice only, however often this is called in it. (On asyncio's own loop, which calls
         what is due soon without looking at sockets first, it may have two.)
-        """
-        if not self._spent:
-            self._spent = not self._walk()
 
-    cdef bint _walk(self) except -1:
+        Args:
+            began: When what is to be written began to come, on CLOCK_MONOTONIC in seconds: that time is part of the
+                slice. Of one that is over, a fifth is left, so that something is written in any case. 0 is now.
+        """
+        cdef double now
+        if not self._spent:
+            now = _now()
+            self._spent = not self._walk(max(began, now - 0.8 * self._slice) if began else now)
+
+    cdef bint _walk(self, double began) except -1:
         """Return whether all is written."""
         cdef:
             Connection connection
-            double end = _now() + self._slice
+            double end = began + self._slice
         while self._next < len(self._dirty):
             connection = <Connection>self._dirty[self._next]
             self._next += 1

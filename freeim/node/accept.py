@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from freeim._core import HAVE_EPOLL, Poller
+from freeim._core import HAVE_EPOLL, Backlog, Poller
 from freeim.limits import raise_descriptor_limit
 
 log = logging.getLogger("freeim")
@@ -18,7 +18,7 @@ log = logging.getLogger("freeim")
 RESERVED_DESCRIPTORS: Final = 32
 """Kept free for Redis connections, log files, name look-ups and whatever else the process opens."""
 
-ACCEPTS_PER_TURN: Final = 64
+ACCEPTS_PER_TURN: Final = 32
 """Connections accepted before the loop looks at anything else."""
 
 RETRY_SECONDS: Final = 1.0
@@ -63,9 +63,10 @@ class Acceptor:
     Args:
         sock: The listening socket; it stays the caller's.
         protocol: Makes the protocol of a new connection.
+        backlog: Where what waits for terminals is counted.
     """
 
-    def __init__(self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], backlog: Backlog) -> None:
         self.limit = raise_descriptor_limit()
         self.capacity = max(1, self.limit - _open_descriptors() - RESERVED_DESCRIPTORS)
         self.open = 0
@@ -73,7 +74,7 @@ class Acceptor:
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
         # Elsewhere each connection gets a transport of the event loop, which costs more but does the same.
-        self._poller = Poller(self._loop) if HAVE_EPOLL else None
+        self._poller = Poller(self._loop, backlog) if HAVE_EPOLL else None
         self._tasks: set[asyncio.Task[object]] = set()
         self._accepting = False
         self._wanted = False

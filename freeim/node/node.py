@@ -97,7 +97,9 @@ class Node:
             self.on_received = self._bus.on_received
             self._redis_watch = RedisWatch(self._session, self._bus)
             self._connections.router = self._bus.router
-            self._acceptor = Acceptor(self._sock, lambda: Handshake(self._connections))
+            self._acceptor = Acceptor(
+                self._sock, lambda: Handshake(self._connections), self._connections.fanout.backlog
+            )
             self._connections.on_closed = self._acceptor.closed
             await self._session.start(self._take)
         except BaseException:

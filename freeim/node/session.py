@@ -38,14 +38,14 @@ _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 class SessionUser(Protocol):
     """What a session asks of the node."""
 
-    def on_message(self, payload: bytes) -> None:
-        """A payload was published on the node's channel."""
+    def on_message(self, payload: bytes) -> Callable[[], Any] | None:
+        """A payload was published on the node's channel; see `Router.take`."""
 
     def on_invalidate(self, keys: list[bytes] | None) -> None:
         """Redis says that keys were changed; None: any of them may have been."""
 
-    def on_received(self, complete: bool) -> None:
-        """What was read has been handled; where it is not complete the rest follows soon."""
+    def on_received(self, complete: bool, began: float) -> None:
+        """What was read has been handled since this time; where it is not complete the rest follows soon."""
 
     def on_gap(self) -> None:
         """The session is lost; what was under way has failed."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
+import freeim.node.bus
 import freeim.node.link
 import freeim.node.presence
-from freeim._core import Connection, RespStream
+from freeim._core import Connection, RespStream, Router
 from freeim.node.link import LARGE_READ, RedisLink
 from tests.node.harness import channel_message, direct, running, until
 from tests.servers import RedisServer
@@ -25,6 +28,7 @@ class _EachItemIsASlice:
 @pytest.fixture(autouse=True)
 def tiny_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(freeim.node.link, "RespStream", _EachItemIsASlice)
+    monkeypatch.setattr(freeim.node.bus, "Router", partial(Router, slice_ms=0))
 
 
 class _Transport(asyncio.Transport):
@@ -50,7 +54,7 @@ async def test_reading_pauses_until_all_is_handled() -> None:
     got: list[bytes] = []
     complete: list[bool] = []
     transport = _Transport()
-    link = RedisLink(on_message=got.append, on_received=complete.append)
+    link = RedisLink(on_message=got.append, on_received=lambda all_, _began: complete.append(all_))
     link.connection_made(transport)
     link.data_received(message(b"1") + message(b"2"))
     assert (got, complete, transport.calls) == ([b"1"], [False], ["pause"])
@@ -64,7 +68,7 @@ async def test_behind_a_large_read_the_loop_has_its_turn(monkeypatch: pytest.Mon
     monkeypatch.setattr(freeim.node.link, "RespStream", RespStream)
     complete: list[bool] = []
     transport = _Transport()
-    link = RedisLink(on_message=lambda _: None, on_received=complete.append)
+    link = RedisLink(on_message=lambda _: None, on_received=lambda all_, _began: complete.append(all_))
     link.connection_made(transport)
     link.data_received(message(b"small"))
     assert transport.calls == []
@@ -83,7 +87,7 @@ async def test_a_defect_in_a_later_slice_ends_the_link_and_holds_up_nobody() -> 
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context.get("exception")))
     lost: list[Exception] = []
     complete: list[bool] = []
-    link = RedisLink(on_message=defect, on_received=complete.append, on_lost=lost.append)
+    link = RedisLink(on_message=defect, on_received=lambda all_, _began: complete.append(all_), on_lost=lost.append)
     link.connection_made(_Transport())
     link.data_received(message(b"1") + message(b"2"))
     await until(lambda: bool(problems))
@@ -95,7 +99,7 @@ async def test_a_defect_in_a_later_slice_ends_the_link_and_holds_up_nobody() -> 
 async def test_a_link_that_ends_in_between_leaves_nobody_waiting_for_the_rest() -> None:
     got: list[bytes] = []
     complete: list[bool] = []
-    link = RedisLink(on_message=got.append, on_received=complete.append)
+    link = RedisLink(on_message=got.append, on_received=lambda all_, _began: complete.append(all_))
     link.connection_made(_Transport())
     link.data_received(message(b"1") + message(b"2"))
     link.close()
@@ -105,9 +109,23 @@ async def test_a_link_that_ends_in_between_leaves_nobody_waiting_for_the_rest() 
     assert complete == [False, True]
 
 
+async def test_a_link_that_ends_in_between_finishes_the_message_that_it_has_begun() -> None:
+    got: list[bytes] = []
+
+    def begin(payload: bytes) -> Callable[[], Any]:
+        return lambda: got.append(payload)
+
+    link = RedisLink(on_message=begin, on_received=lambda *_: None)
+    link.connection_made(_Transport())
+    link.data_received(message(b"1") + message(b"2"))
+    assert got == []
+    link.close()
+    assert got == [b"1"]
+
+
 async def test_a_link_that_ends_in_a_callback_is_not_read_on() -> None:
     complete: list[bool] = []
-    link = RedisLink(on_message=lambda _: link.close(), on_received=complete.append)
+    link = RedisLink(on_message=lambda _: link.close(), on_received=lambda all_, _began: complete.append(all_))
     link.connection_made(_Transport())
     link.data_received(message(b"1") + message(b"2"))
     for _ in range(5):
