@@ -108,7 +108,7 @@ cdef class Fanout:
 
     cdef NoResult add(self, Connection connection) except NoResult.FAILED
     cdef NoResult _schedule(self) except NoResult.FAILED
-    cdef bint _walk(self, double began) except -1
+    cdef bint _walk(self) except -1
     cdef NoResult count(self, Connection connection, Py_ssize_t size) except NoResult.FAILED
     cdef _too_slow(self, Connection connection, Py_ssize_t waiting, bint of_node)
     cdef char* scratch(self, Py_ssize_t size) except NULL
@@ -135,6 +135,7 @@ cdef class Router:
         object _on_force_offline      # (client)
         object _on_other              # (payload, message or None): what `take` leaves to Python
         double _slice                 # seconds
+        int _look                     # clients between two looks at the clock
         list _rest                    # clients that `_spread_message` has not reached yet; None if there is none
         Message _spread_message
         readonly long long deliveries
@@ -163,7 +164,6 @@ cdef class RespStream:
         object _rest                  # goes on with what the last message asks for; None where nothing is left
         object _on_invalidate         # (list of keys, or None for all)
         double _slice                 # seconds
-        readonly double began         # when `receive` was last called
 
     cdef bint _go_on(self) except -1
 

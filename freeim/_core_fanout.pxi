@@ -117,18 +117,18 @@ cdef class Connection:
             else:
                 self._cut()
                 return NoResult.DONE
-        first, more = self.first, self.more
+        if sent == size:
+            self.first = None
+            self.more = None
+            return NoResult.DONE
+        # An empty queue takes what is left, whatever its size; from here on the transport is asked first.
+        if not self.copies:
+            (<Socket>self.transport).queue_frames(self.first, self.more, sent)
+        else:
+            self.transport.write(PyBytes_FromStringAndSize(data + sent, size - sent))
         self.first = None
         self.more = None
-        if sent < size:
-            # An empty queue takes what is left, whatever its size; from here on the transport is asked first.
-            if not self.copies:
-                (<Socket>self.transport).queue_frames(first, more, sent)
-            else:
-                self.transport.write(PyBytes_FromStringAndSize(data + sent, size - sent))
-        if sent < size:
-            self.count()  # behind the outbox: where this cuts us, a Close frame is put there
-        return NoResult.DONE
+        return self.count()  # behind the outbox: where this cuts us, a Close frame is put there
 
     cdef _queue(self, Py_ssize_t size):
         """Hand the outbox to the transport, within the limit for one receiver."""
@@ -271,28 +271,22 @@ cdef class Fanout:
             self._spent = False
             self._schedule()
         else:
-            self._walk(_now())
+            self._walk()
 
-    def flush(self, double began=0):
+    def flush(self):
         """Write what is queued, for at most one slice of time; the rest follows after the loop has looked at Redis.
 
         A turn of the loop has one slice only, however often this is called in it. (On asyncio's own loop, which calls
         what is due soon without looking at sockets first, it may have two.)
-
-        Args:
-            began: When what is to be written began to come, on CLOCK_MONOTONIC in seconds: that time is part of the
-                slice. Of one that is over, a fifth is left, so that something is written in any case. 0 is now.
         """
-        cdef double now
         if not self._spent:
-            now = _now()
-            self._spent = not self._walk(max(began, now - 0.8 * self._slice) if began else now)
+            self._spent = not self._walk()
 
-    cdef bint _walk(self, double began) except -1:
+    cdef bint _walk(self) except -1:
         """Return whether all is written."""
         cdef:
             Connection connection
-            double end = began + self._slice
+            double end = _now() + self._slice
         while self._next < len(self._dirty):
             connection = <Connection>self._dirty[self._next]
             self._next += 1

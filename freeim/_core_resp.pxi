@@ -59,9 +59,7 @@ cdef class RespStream:
             object item
             object head
             Py_ssize_t size
-            double end
-        self.began = _now()
-        end = self.began + self._slice
+            double end = _now() + self._slice
         self._reader.feed(data)
         if self._rest is not None and (self._go_on() or _now() > end):
             return False

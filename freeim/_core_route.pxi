@@ -67,6 +67,7 @@ cdef class Router:
         self._on_other = on_other
         self._barrier = barrier
         self._slice = slice_ms / 1000
+        self._look = CLIENTS_PER_LOOK if slice_ms else 1
         self.tracking = tracking
         self.system = system
         self._on_receipt = on_receipt
@@ -332,7 +333,7 @@ cdef class Router:
             if not client.pending:
                 self._deliver(client, message)
             done += 1
-            if done == CLIENTS_PER_LOOK or self._slice == 0:
+            if done == self._look:
                 done = 0
                 if end == 0:
                     end = _now() + self._slice
@@ -362,7 +363,7 @@ cdef class Router:
             if client.settled <= message.position and (not client.pending or client.since > message.position):
                 self._deliver(client, message)
             done += 1
-            if done == CLIENTS_PER_LOOK or self._slice == 0:
+            if done == self._look:
                 done = 0
                 if _now() > end:
                     break

@@ -117,7 +117,7 @@ class Bus:
             if key.startswith(self._client_key):
                 self.router.invalidate(key[len(self._client_key) :])
 
-    def on_received(self, complete: bool, began: float) -> None:
+    def on_received(self, complete: bool) -> None:
         """Where all of one read has been handled, send it out; else wait for the rest, which may be for the same."""
         self._connections.fanout.midread = not complete
         if not complete:
@@ -125,7 +125,7 @@ class Bus:
         if self._batch:
             messages, self._batch = self._batch, []
             self._route_with_members(messages)
-        self._connections.fanout.flush(began)
+        self._connections.fanout.flush()
 
     def _tell_bad(self, payload: bytes, error: BadPayload) -> None:
         self.bad_payloads += 1

@@ -35,8 +35,7 @@ class RedisLink(asyncio.Protocol):
     Args:
         on_message: Gets the payload of each message on a subscribed channel; see `RespStream`.
         on_invalidate: Gets the invalidated keys, or None for all of them.
-        on_received: Called after each slice of what Redis sent has been handled, with the time at which the slice began
-            (CLOCK_MONOTONIC, seconds): False where there is more of it.
+        on_received: Called after each slice of what Redis sent has been handled: False where there is more of it.
         on_lost: Called once, with the reason, when the connection ends by itself.
         gate: Asked before each chunk; where it returns False the chunk is the gate's to keep (see `feed`).
     """
@@ -46,7 +45,7 @@ class RedisLink(asyncio.Protocol):
         *,
         on_message: Callable[[bytes], Callable[[], Any] | None] | None = None,
         on_invalidate: Callable[[list[bytes] | None], None] | None = None,
-        on_received: Callable[[bool, float], None] | None = None,
+        on_received: Callable[[bool], None] | None = None,
         on_lost: Callable[[Exception], None] | None = None,
         gate: Callable[[bytes], bool] | None = None,
     ) -> None:
@@ -150,7 +149,7 @@ class RedisLink(asyncio.Protocol):
         transport.abort()
         self._stream.finish()
         if self._on_received is not None:
-            self._on_received(True, self._stream.began)  # what may be left of a slice is lost
+            self._on_received(True)  # what may be left of a slice is lost
         error = reason or LinkLost("the connection to Redis was closed")
         if self._subscribed is not None and not self._subscribed.done():
             self._subscribed.set_exception(error)
@@ -185,7 +184,7 @@ class RedisLink(asyncio.Protocol):
             # Twice: what is called soon is called before the loop has looked at anything else.
             self._loop.call_soon(self._loop.call_soon, self._go_on)
         if self._on_received is not None:
-            self._on_received(complete, self._stream.began)
+            self._on_received(complete)
 
     def _go_on(self) -> None:
         if self._transport is not None:

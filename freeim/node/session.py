@@ -44,8 +44,8 @@ class SessionUser(Protocol):
     def on_invalidate(self, keys: list[bytes] | None) -> None:
         """Redis says that keys were changed; None: any of them may have been."""
 
-    def on_received(self, complete: bool, began: float) -> None:
-        """What was read has been handled since this time; where it is not complete the rest follows soon."""
+    def on_received(self, complete: bool) -> None:
+        """What was read has been handled; where it is not complete the rest follows soon."""
 
     def on_gap(self) -> None:
         """The session is lost; what was under way has failed."""

@@ -54,7 +54,7 @@ async def test_reading_pauses_until_all_is_handled() -> None:
     got: list[bytes] = []
     complete: list[bool] = []
     transport = _Transport()
-    link = RedisLink(on_message=got.append, on_received=lambda all_, _began: complete.append(all_))
+    link = RedisLink(on_message=got.append, on_received=complete.append)
     link.connection_made(transport)
     link.data_received(message(b"1") + message(b"2"))
     assert (got, complete, transport.calls) == ([b"1"], [False], ["pause"])
@@ -68,7 +68,7 @@ async def test_behind_a_large_read_the_loop_has_its_turn(monkeypatch: pytest.Mon
     monkeypatch.setattr(freeim.node.link, "RespStream", RespStream)
     complete: list[bool] = []
     transport = _Transport()
-    link = RedisLink(on_message=lambda _: None, on_received=lambda all_, _began: complete.append(all_))
+    link = RedisLink(on_message=lambda _: None, on_received=complete.append)
     link.connection_made(transport)
     link.data_received(message(b"small"))
     assert transport.calls == []
@@ -87,7 +87,7 @@ async def test_a_defect_in_a_later_slice_ends_the_link_and_holds_up_nobody() -> 
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context.get("exception")))
     lost: list[Exception] = []
     complete: list[bool] = []
-    link = RedisLink(on_message=defect, on_received=lambda all_, _began: complete.append(all_), on_lost=lost.append)
+    link = RedisLink(on_message=defect, on_received=complete.append, on_lost=lost.append)
     link.connection_made(_Transport())
     link.data_received(message(b"1") + message(b"2"))
     await until(lambda: bool(problems))
@@ -99,7 +99,7 @@ async def test_a_defect_in_a_later_slice_ends_the_link_and_holds_up_nobody() -> 
 async def test_a_link_that_ends_in_between_leaves_nobody_waiting_for_the_rest() -> None:
     got: list[bytes] = []
     complete: list[bool] = []
-    link = RedisLink(on_message=got.append, on_received=lambda all_, _began: complete.append(all_))
+    link = RedisLink(on_message=got.append, on_received=complete.append)
     link.connection_made(_Transport())
     link.data_received(message(b"1") + message(b"2"))
     link.close()
@@ -115,7 +115,7 @@ async def test_a_link_that_ends_in_between_finishes_the_message_that_it_has_begu
     def begin(payload: bytes) -> Callable[[], Any]:
         return lambda: got.append(payload)
 
-    link = RedisLink(on_message=begin, on_received=lambda *_: None)
+    link = RedisLink(on_message=begin, on_received=lambda _: None)
     link.connection_made(_Transport())
     link.data_received(message(b"1") + message(b"2"))
     assert got == []
@@ -125,7 +125,7 @@ async def test_a_link_that_ends_in_between_finishes_the_message_that_it_has_begu
 
 async def test_a_link_that_ends_in_a_callback_is_not_read_on() -> None:
     complete: list[bool] = []
-    link = RedisLink(on_message=lambda _: link.close(), on_received=lambda all_, _began: complete.append(all_))
+    link = RedisLink(on_message=lambda _: link.close(), on_received=complete.append)
     link.connection_made(_Transport())
     link.data_received(message(b"1") + message(b"2"))
     for _ in range(5):
