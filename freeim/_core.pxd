@@ -91,6 +91,7 @@ cdef class Fanout:
         Py_ssize_t _next              # the first one that this walk has not flushed
         bint _scheduled
         bint _spent                   # this turn of the loop has had its slice already
+        double _held_until            # when a read that is half handled has kept the walk for long enough; 0: not yet
         public bint midread           # a read from Redis is half handled: its rest is to leave in the same writes
         double _slice                 # seconds
         readonly Py_ssize_t queue_limit   # bytes that may wait for one slow receiver
@@ -99,7 +100,8 @@ cdef class Fanout:
         dict _slow                    # Connection -> bytes that its transport has queued; only blocked ones
         readonly Backlog backlog      # the memory of the queues that hold references
         Py_ssize_t _copied            # and of those that hold copies
-        bint _relieving               # connections are being cut because the node's limit was passed
+        bint _relieving               # a further slice of cutting connections is due
+        list _relief                  # heap of those that may be cut, between two slices
         char* _scratch                # frames of one connection are joined here for one send(2)
         Py_ssize_t _scratch_size
         object _on_too_slow
@@ -109,6 +111,9 @@ cdef class Fanout:
     cdef NoResult add(self, Connection connection) except NoResult.FAILED
     cdef NoResult _schedule(self) except NoResult.FAILED
     cdef bint _walk(self) except -1
+    cdef bint _is_held(self) noexcept
+    cdef Py_ssize_t _memory(self) noexcept
+    cdef tuple _relief_of(self, Connection connection)
     cdef NoResult count(self, Connection connection, Py_ssize_t size) except NoResult.FAILED
     cdef _too_slow(self, Connection connection, Py_ssize_t waiting, bint of_node)
     cdef char* scratch(self, Py_ssize_t size) except NULL
@@ -136,8 +141,8 @@ cdef class Router:
         object _on_other              # (payload, message or None): what `take` leaves to Python
         double _slice                 # seconds
         int _look                     # clients between two looks at the clock
-        list _rest                    # clients that `_spread_message` has not reached yet; None if there is none
-        Message _spread_message
+        list _rest                    # clients, or receivers, that `_last` has not reached yet; None if there are none
+        Message _last                 # message, while `_rest` is something
         readonly long long deliveries
 
     cdef _drop(self, Client client)
@@ -146,6 +151,8 @@ cdef class Router:
     cdef NoResult _begin_pending(self, Client client) except NoResult.FAILED
     cdef NoResult _take_in(self, Message message) except NoResult.FAILED
     cdef NoResult _route(self, Message message) except NoResult.FAILED
+    cdef NoResult _to_receivers(self, Message message, list receivers) except NoResult.FAILED
+    cdef bint _is_due(self, Client client, Message message) noexcept
     cdef NoResult _spread(self, dict clients, Message message) except NoResult.FAILED
     cdef NoResult _replay(self, Client client) except NoResult.FAILED
     cdef NoResult _deliver_direct(self, Client client, Message message) except NoResult.FAILED
@@ -171,10 +178,10 @@ cdef class RespStream:
 @cython.final
 cdef class Backlog:
     cdef:
-        dict _holders                 # address of a large frame -> how many queues it is in
+        dict _holders                 # address of a frame -> the one queue that it is in, or the number of queues
         Py_ssize_t size               # bytes of memory
 
-    cdef NoResult hold(self, bytes frame) except NoResult.FAILED
+    cdef NoResult hold(self, Queue queue, bytes frame) except NoResult.FAILED
     cdef NoResult release(self, bytes frame) except NoResult.FAILED
 
 
@@ -182,13 +189,13 @@ cdef class Backlog:
 cdef class Queue:
     cdef:
         Backlog _backlog
-        list _frames
+        object _frames                # deque
         Py_ssize_t size               # bytes that wait
+        Py_ssize_t own                # bytes of memory of frames that are in no other queue, and never were
         Py_ssize_t sent               # bytes of the first frame that the kernel has
         bint answer                   # the first is not a frame but the answer to the request
 
-    cdef NoResult _release(self, Py_ssize_t count) except NoResult.FAILED
-    cdef ssize_t send(self, int fd) noexcept
+    cdef ssize_t send(self, int fd) except? -1
 
 
 @cython.final

@@ -6,6 +6,9 @@
 cdef enum:
     KEPT_SCRATCH = 1048576
 
+# Seconds: a burst of a hundred to 10,000 is handled in less, and leaves in one write for each; pings wait as long.
+cdef double LONGEST_HOLD = 0.2
+
 
 cdef class Connection:
     """One WebSocket connection, from the moment its opening begins. Its fields are explained in _core.pxd."""
@@ -217,10 +220,13 @@ cdef class Fanout:
             self._call_soon(self._scheduled_flush)
         return NoResult.DONE
 
+    cdef Py_ssize_t _memory(self) noexcept:
+        return self.backlog.size + self._copied
+
     @property
     def memory(self):
-        """Bytes of memory that what waits takes; a large frame that waits for many receivers counts once."""
-        return self.backlog.size + self._copied
+        """Bytes of memory that what waits takes; a frame that waits for many receivers counts once."""
+        return self._memory()
 
     cdef NoResult count(self, Connection connection, Py_ssize_t size) except NoResult.FAILED:
         cdef Py_ssize_t before = self._slow.pop(connection, 0)
@@ -229,36 +235,58 @@ cdef class Fanout:
         self.waiting += size - before
         if connection.copies:
             self._copied += size - before
-        if size > before and self.backlog.size + self._copied > self.node_queue_limit and not self._relieving:
+        if size > before and self._memory() > self.node_queue_limit and not self._relieving:
             self._relieve()
         return NoResult.DONE
 
     def _relieve(self):
-        """Cut the connections for which most is waiting, far enough below the limit that this is rarely needed."""
+        """Cut the connections whose end frees most, far enough below the limit that this is rarely needed."""
         cdef:
             Connection connection
-            Py_ssize_t size
             Py_ssize_t enough = self.node_queue_limit - self.node_queue_limit // 4
-            Py_ssize_t cut = 0
-            double end = _now() + self._slice
-        self._relieving = True
-        heap = [(-waiting, (<Connection>each).number, each) for each, waiting in self._slow.items()]
-        heapq.heapify(heap)
-        while heap and self.backlog.size + self._copied > enough:
-            negative, _, connection = heapq.heappop(heap)
-            if connection.closing:
+            int looks = 0
+            double end
+        self._relieving = False
+        heap, self._relief = self._relief, None
+        if heap is None:
+            # Where nobody has anything for himself, whoever has most goes first.
+            heap = [self._relief_of(each) for each in self._slow]
+            heapq.heapify(heap)
+        end = _now() + self._slice
+        while heap and self._memory() > enough:
+            if looks == 64:
+                if _now() >= end:
+                    self._relief = heap
+                    self._relieving = True
+                    self._call_soon(self._relieve)
+                    return
+                looks = 0
+            looks += 1
+            entry = heapq.heappop(heap)
+            connection = entry[3]
+            if connection not in self._slow:
+                continue
+            now = self._relief_of(connection)
+            if now > entry:
+                heapq.heappush(heap, now)  # less than when the heap was made
+            elif connection.closing:
                 # No other has more, although its Close frame is due: that is no reason to take it from the others.
                 connection._cut()
             else:
-                self._too_slow(connection, -negative, True)
-                size = self._slow.get(connection, 0)
-                if size:
-                    heapq.heappush(heap, (-size, connection.number, connection))
-            cut += 1
-            if cut % 64 == 0 and _now() > end:
-                self._call_soon(self._relieve)
-                return
-        self._relieving = False
+                self._too_slow(connection, self._slow[connection], True)
+                if connection in self._slow:
+                    heapq.heappush(heap, self._relief_of(connection))
+
+    cdef tuple _relief_of(self, Connection connection):
+        """Return what a heap of those to be cut holds of one: bytes of its own and bytes that wait, most first."""
+        cdef:
+            Py_ssize_t waiting = self._slow[connection]
+            Py_ssize_t own = waiting
+            Socket sock
+        if not connection.copies:
+            sock = <Socket>connection.transport
+            own = 0 if sock is None or sock.queue is None else sock.queue.own
+        return -own, -waiting, connection.number, connection
 
     cdef _too_slow(self, Connection connection, Py_ssize_t waiting, bint of_node):
         connection._drop()
@@ -267,11 +295,20 @@ cdef class Fanout:
 
     def _scheduled_flush(self):
         self._scheduled = False
-        if self._spent or self.midread:
+        if self._spent or self._is_held():
             self._spent = False
             self._schedule()
         else:
             self._walk()
+
+    cdef bint _is_held(self) noexcept:
+        """Whether the rest of a read is to leave in the same writes: not for ever, it may be hundreds to everybody."""
+        if not self.midread:
+            self._held_until = 0
+            return False
+        if self._held_until == 0:
+            self._held_until = _now() + LONGEST_HOLD
+        return _now() < self._held_until
 
     def flush(self):
         """Write what is queued, for at most one slice of time; the rest follows after the loop has looked at Redis.
@@ -279,6 +316,7 @@ cdef class Fanout:
         A turn of the loop has one slice only, however often this is called in it. (On asyncio's own loop, which calls
         what is due soon without looking at sockets first, it may have two.)
         """
+        self._held_until = 0
         if not self._spent:
             self._spent = not self._walk()
 

@@ -61,7 +61,7 @@ cdef class RespStream:
             Py_ssize_t size
             double end = _now() + self._slice
         self._reader.feed(data)
-        if self._rest is not None and (self._go_on() or _now() > end):
+        if self._rest is not None and (self._go_on() or _now() >= end):
             return False
         while True:
             item = gets()
@@ -82,7 +82,7 @@ cdef class RespStream:
                 self._waiting.popleft()(item)
             else:
                 raise BadStream("a reply that nobody asked for")
-            if _now() > end:
+            if _now() >= end:
                 return False
 
     def finish(self):

@@ -159,6 +159,7 @@ cdef class Router:
         # A read under way answers after this invalidation in the stream, so it will include the change.
         if client is None or client.reading or not self.tracking:
             return
+        self.finish()  # what came before it is not for those who wait from now on
         client.reading = True
         if self._barrier:
             self._begin_pending(client)
@@ -173,6 +174,7 @@ cdef class Router:
         cdef Client client
         if not self.tracking:
             return []
+        self.finish()
         result = list(self.clients.values())
         for client in result:
             client.reading = True
@@ -233,7 +235,6 @@ cdef class Router:
         Returns:
             As `take`; `finish` can also go on with it.
         """
-        self.finish()  # what the last one has left
         self._take_in(message)
         return None if self._rest is None else self._go_on
 
@@ -243,6 +244,8 @@ cdef class Router:
             self._go_on()
 
     cdef NoResult _take_in(self, Message message) except NoResult.FAILED:
+        if self._rest is not None:
+            self.finish()  # what the last one has left
         message.position = self._position
         self._position += 1
         if self._pending:
@@ -296,12 +299,7 @@ cdef class Router:
             Channel channel
             dict clients = self.clients
         if message.kind == DIRECT:
-            for receiver in message.receivers:
-                client = clients.get(receiver)
-                if client is None:
-                    self._receipt(message, receiver, False)
-                elif not client.pending:
-                    self._deliver_direct(client, message)
+            self._to_receivers(message, message.receivers)
         elif message.kind == CHANNEL:
             if message.members is not None:
                 for member in message.members:
@@ -337,7 +335,7 @@ cdef class Router:
                 done = 0
                 if end == 0:
                     end = _now() + self._slice
-                if _now() > end:
+                if _now() >= end:
                     break
         else:
             return NoResult.DONE
@@ -347,28 +345,64 @@ cdef class Router:
             rest.append(<Client>value)
         if rest:
             self._rest = rest
-            self._spread_message = message
+            self._last = message
         return NoResult.DONE
+
+    cdef NoResult _to_receivers(self, Message message, list receivers) except NoResult.FAILED:
+        """Deliver to all of these in order, or to as many as one slice is enough for."""
+        cdef:
+            Client client
+            Py_ssize_t number = 0
+            double end = 0
+        for receiver in receivers:
+            client = self.clients.get(receiver)
+            if client is None or client.since > message.position:  # not here, or only since then
+                self._receipt(message, receiver, False)
+            elif self._is_due(client, message):
+                self._deliver_direct(client, message)
+            number += 1
+            if number % self._look == 0:
+                if end == 0:
+                    end = _now() + self._slice
+                if _now() >= end:
+                    break
+        if number < len(receivers):
+            self._rest = receivers[number:]
+            self._last = message
+        return NoResult.DONE
+
+    cdef bint _is_due(self, Client client, Message message) noexcept:
+        """Whether a client is to get a message in a slice: who waited when it came gets it when the waiting ends."""
+        return not client.pending and client.settled <= message.position
 
     def _go_on(self):
         """Deliver the last message to more of those who are left; as `take`, return what goes on with it."""
         cdef:
             Client client
-            Message message = self._spread_message
+            Message message = self._last
+            list rest = self._rest
             int done = 0
-            double end = _now() + self._slice
-        while self._rest:
-            client = self._rest.pop()
-            # Who waited when the message came has had it when the waiting ended; who waits since then does not yet.
-            if client.settled <= message.position and (not client.pending or client.since > message.position):
-                self._deliver(client, message)
-            done += 1
-            if done == self._look:
-                done = 0
-                if _now() > end:
-                    break
-        if not self._rest:
-            self._rest = self._spread_message = None
+            double end
+        if rest is None:
+            return None
+        if message.kind == DIRECT:
+            self._rest = None
+            self._to_receivers(message, rest)
+        else:
+            end = _now() + self._slice
+            while rest:
+                client = rest.pop()
+                if self._is_due(client, message):
+                    self._deliver(client, message)
+                done += 1
+                if done == self._look:
+                    done = 0
+                    if _now() >= end:
+                        break
+            if not rest:
+                self._rest = None
+        if self._rest is None:
+            self._last = None
             return None
         return self._go_on
 

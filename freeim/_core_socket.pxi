@@ -7,45 +7,44 @@ cdef enum:
     ENDS_PER_TURN = 32        # the same of those whose protocols are told that they are gone
     INBOUND_BUFFER = 65536    # terminals send next to nothing, so all of them share one
     FRAMES_PER_SEND = 256     # of a queue, offered to the kernel in one call; it takes 1,024 at most (IOV_MAX)
-    SHARED_FRAME = 1024       # bytes; smaller ones are not worth the look whether another queue has them, too
-    REFERENCE_COST = 64       # bytes of memory that a frame in a queue takes besides its own, no less than it does
+    FRAME_COST = 150          # bytes of memory that a frame takes besides its own, its place in the backlog included
+    REFERENCE_COST = 16       # and that its place in a queue takes; both rather too many than too few
 
 
 cdef class Backlog:
-    """The memory that all queues together keep from being freed.
-
-    A large frame counts once however many queues it is in: a message to everybody is no thousand messages.
-    """
+    """The memory that all queues together keep from being freed. A frame counts once, however many queues it is in."""
 
     def __cinit__(self):
         self._holders = {}
 
-    cdef NoResult hold(self, bytes frame) except NoResult.FAILED:
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(frame)
-        self.size += REFERENCE_COST
-        if size < SHARED_FRAME:
-            self.size += size
-            return NoResult.DONE
+    cdef NoResult hold(self, Queue queue, bytes frame) except NoResult.FAILED:
+        cdef Py_ssize_t size = FRAME_COST + PyBytes_GET_SIZE(frame)
         key = <uintptr_t><PyObject*>frame
-        holders = self._holders.get(key, 0)
-        if holders == 0:
+        holder = self._holders.get(key)
+        self.size += REFERENCE_COST
+        if holder is None:
+            self._holders[key] = queue
             self.size += size
-        self._holders[key] = holders + 1
+            queue.own += size
+        elif type(holder) is int:
+            self._holders[key] = holder + 1
+        else:
+            (<Queue>holder).own -= size
+            self._holders[key] = 2
         return NoResult.DONE
 
     cdef NoResult release(self, bytes frame) except NoResult.FAILED:
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(frame)
-        self.size -= REFERENCE_COST
-        if size < SHARED_FRAME:
-            self.size -= size
-            return NoResult.DONE
+        cdef Py_ssize_t size = FRAME_COST + PyBytes_GET_SIZE(frame)
         key = <uintptr_t><PyObject*>frame
-        holders = self._holders[key]
-        if holders == 1:
-            self.size -= size
-            del self._holders[key]
-        else:
-            self._holders[key] = holders - 1
+        holder = self._holders[key]
+        self.size -= REFERENCE_COST
+        if type(holder) is int and holder > 1:
+            self._holders[key] = holder - 1
+            return NoResult.DONE
+        del self._holders[key]
+        self.size -= size
+        if type(holder) is not int:
+            (<Queue>holder).own -= size
         return NoResult.DONE
 
 
@@ -58,7 +57,7 @@ cdef class Queue:
 
     def __cinit__(self, Backlog backlog not None):
         self._backlog = backlog
-        self._frames = []
+        self._frames = deque()
 
     def __len__(self):
         return self.size
@@ -71,55 +70,45 @@ cdef class Queue:
         if PyBytes_GET_SIZE(frame) == 0:
             return
         self._frames.append(frame)
-        self._backlog.hold(frame)
+        self._backlog.hold(self, frame)
         self.size += PyBytes_GET_SIZE(frame)
 
     def take(self, Py_ssize_t size):
         """Remove what the kernel has taken."""
-        cdef Py_ssize_t done = 0
         if not 0 <= size <= self.size:
             raise ValueError("so much is not in the queue")
         self.size -= size
-        size += self.sent
-        while done < len(self._frames) and size >= PyBytes_GET_SIZE(<bytes>self._frames[done]):
-            size -= PyBytes_GET_SIZE(<bytes>self._frames[done])
-            done += 1
-        self.sent = size
-        if done:
-            self._release(done)
+        self.sent += size
+        while self._frames and self.sent >= PyBytes_GET_SIZE(<bytes>self._frames[0]):
+            self.sent -= PyBytes_GET_SIZE(<bytes>self._frames[0])
+            self._backlog.release(self._frames.popleft())
             self.answer = False
 
     def drop(self):
         """Remove all frames of which nothing has been sent, but not an answer to a request."""
-        cdef Py_ssize_t kept = 1 if self.sent or self.answer else 0
-        cdef bytes frame
-        frames, self._frames = self._frames, self._frames[:kept]
-        for frame in frames[kept:]:
+        while len(self._frames) > (1 if self.sent or self.answer else 0):
+            frame = self._frames.pop()
+            self.size -= PyBytes_GET_SIZE(<bytes>frame)
             self._backlog.release(frame)
-        self.size = PyBytes_GET_SIZE(<bytes>self._frames[0]) - self.sent if self._frames else 0
 
     def clear(self):
         """Remove everything: the connection has ended."""
-        self._release(len(self._frames))
+        while self._frames:
+            self._backlog.release(self._frames.pop())
         self.size = self.sent = 0
 
-    cdef NoResult _release(self, Py_ssize_t count) except NoResult.FAILED:
-        cdef Py_ssize_t i
-        for i in range(count):
-            self._backlog.release(<bytes>self._frames[i])
-        del self._frames[:count]
-        return NoResult.DONE
-
-    cdef ssize_t send(self, int fd) noexcept:
-        """Offer the kernel as many frames as fit into one call; return what sendmsg(2) does."""
+    cdef ssize_t send(self, int fd) except? -1:
+        """Offer the kernel as many frames as fit into one call; return what sendmsg(2) does. There must be one."""
         cdef:
             iovec parts[FRAMES_PER_SEND]
             msghdr message
-            Py_ssize_t count = min(len(self._frames), FRAMES_PER_SEND)
-            Py_ssize_t i
-        for i in range(count):
-            parts[i].iov_base = PyBytes_AS_STRING(<bytes>self._frames[i])
-            parts[i].iov_len = PyBytes_GET_SIZE(<bytes>self._frames[i])
+            int count = 0
+        for frame in self._frames:
+            parts[count].iov_base = PyBytes_AS_STRING(<bytes>frame)
+            parts[count].iov_len = PyBytes_GET_SIZE(<bytes>frame)
+            count += 1
+            if count == FRAMES_PER_SEND:
+                break
         parts[0].iov_base = <char*>parts[0].iov_base + self.sent
         parts[0].iov_len -= self.sent
         memset(&message, 0, sizeof(message))
@@ -408,6 +397,8 @@ cdef class Poller:
                 if sock.connection is not None:
                     sock.connection.fd = -1  # the number may soon be another's
                 sock.protocol = sock.connection = None
+                if sock.queue is not None:
+                    sock.queue.clear()
                 close_fd(sock.fd)
         self._sockets.clear()
         self._ends.clear()

@@ -49,6 +49,9 @@ def run(settings: Settings) -> Outcome:
         outcome.absorb(flood)
         if flood.objection is None:
             capacity = _capacity(bench, flood.figures[0].median)
+            if not capacity:
+                outcome.left_out.append("shares of the capacity: no rate that was tried was kept up")
+                return outcome
             meaning = f"the highest rate at which 99% arrive within {KEPT_UP * 1e3:g} ms, the sender's delay included"
             outcome.figures.append(Figure("latency_capacity", "higher", meaning, [capacity], "/s"))
             for share in SHARES:
@@ -172,7 +175,7 @@ def _flood(bench: _Bench) -> Outcome:
 
 
 def _capacity(bench: _Bench, highest: float) -> float:
-    """Return the highest rate of single messages that sender, Redis, nodes and generator keep up together."""
+    """Return the highest rate of single messages that sender, Redis, nodes and generator keep up together, or 0."""
     kept, missed = 0.0, highest
     for number in range(PROBES):
         rate = (kept + missed) / 2
@@ -182,7 +185,7 @@ def _capacity(bench: _Bench, highest: float) -> float:
             kept = rate
         else:
             missed = rate
-    return kept or missed
+    return kept
 
 
 def _keeps_up(bench: _Bench, rate: float, seed: int) -> bool:

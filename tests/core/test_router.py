@@ -378,6 +378,12 @@ class RouterWithoutTrackingMachine(RouterMachine):
 class RouterInSlicesMachine(RouterMachine):
     slice_ms = 0
 
+    @invariant()
+    def receipts_agree_in_their_order(self) -> None:
+        # Whoever stops waiting in between has his sooner than those whose turn comes later.
+        if self.rest is None:
+            assert sorted(self.receipts) == sorted(self.model.receipts)
+
 
 RouterMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60)
 RouterWithoutTrackingMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50)

@@ -68,23 +68,22 @@ def test_no_more_is_taken_from_a_queue_than_is_in_it(size: int) -> None:
 
 # ---- the memory of all queues
 
-LARGE = [text(0, 2000 + number) for number in range(3)]
-SMALL = [text(0, 100 + number) for number in range(3)]
-REFERENCE = 64
-"""Bytes for which a frame in a queue counts besides its own."""
+FRAMES = [text(0, size) for size in (1, 100, 101, 2000, 2001)]
+FRAME, REFERENCE = 150, 16
+"""Bytes for which a frame counts besides its own, and for which its place in a queue does."""
 
 
 @given(
     st.lists(
         st.one_of(
-            st.tuples(st.just("add"), st.integers(0, 2), st.sampled_from(LARGE + SMALL)),
+            st.tuples(st.just("add"), st.integers(0, 2), st.sampled_from(FRAMES)),
             st.tuples(st.just("take"), st.integers(0, 2), st.integers(0, 5000)),
             st.tuples(st.sampled_from(["drop", "clear"]), st.integers(0, 2), st.none()),
         ),
         max_size=60,
     )
 )
-def test_a_large_frame_counts_once_and_a_small_one_in_each_queue(steps: list[tuple[str, int, Any]]) -> None:
+def test_a_frame_counts_once_however_many_queues_it_is_in(steps: list[tuple[str, int, Any]]) -> None:
     walk = Fanout(never, lambda *_: None, NO_LIMIT, NO_LIMIT)
     queues = [Queue(walk.backlog) for _ in range(3)]
     model: list[list[bytes]] = [[], [], []]
@@ -108,9 +107,7 @@ def test_a_large_frame_counts_once_and_a_small_one_in_each_queue(steps: list[tup
             frames.clear()
             begun[number] = 0
         held = [frame for frames in model for frame in frames]
-        large = {frame for frame in held if frame in LARGE}
-        small = [frame for frame in held if frame in SMALL]
-        assert walk.memory == sum(map(len, large)) + sum(map(len, small)) + REFERENCE * len(held)
+        assert walk.memory == sum(FRAME + len(frame) for frame in set(held)) + REFERENCE * len(held)
         assert [len(queue) for queue in queues] == [
             sum(map(len, frames)) - sent for frames, sent in zip(model, begun, strict=True)
         ]
@@ -191,6 +188,33 @@ def test_thousands_are_cut_in_slices_of_time() -> None:
     assert len(backlogs.cut) == 252
     backlogs.grow(backlogs.add(2000), 3000)
     assert len(backlogs.cut) > 252, "it is relieved again when it is due again"
+
+
+def test_an_error_while_connections_are_cut_does_not_switch_the_limit_off() -> None:
+    cut: list[int] = []
+
+    def too_slow(connection: Connection, *_: object) -> None:
+        cut.append(connection.number)
+        if len(cut) == 1:
+            raise ZeroDivisionError("a defect")
+        connection.begin_close(CLOSE, 4002)
+
+    walk = Fanout(never, too_slow, NO_LIMIT, 1000)
+    connections = []
+    for number in range(3):
+        connection, transport = open_connection(walk, number)
+        connection.attach_transport(transport, -1)
+        connection.set_blocked(True)
+        transport.queued = 600
+        connections.append(connection)
+    connections[0].send_control(text(0, 1))
+    connections[0].flush_now()
+    connections[1].send_control(text(0, 1))
+    with pytest.raises(ZeroDivisionError):
+        connections[1].flush_now()
+    connections[2].send_control(text(0, 1))
+    connections[2].flush_now()
+    assert len(cut) > 1
 
 
 def test_a_connection_that_closes_already_is_cut_in_its_turn_and_not_reported() -> None:

@@ -290,6 +290,35 @@ async def test_a_large_message_that_waits_for_many_takes_the_memory_of_one() -> 
         assert not stand.cut
 
 
+async def test_who_waits_for_what_many_wait_for_is_not_cut_for_those_who_wait_for_much_of_their_own() -> None:
+    with sockets(node_queue_limit=10_000_000) as stand:
+        sharers = [stand.connect() for _ in range(20)]
+        frame = text(0, 2_000_000)
+        for owner in sharers:
+            owner.connection.send_control(frame)
+        stand.walk.flush()
+        while not stand.cut:
+            owner = stand.connect()
+            for _ in range(10):
+                owner.connection.send_control(text(0, 100_000))
+            stand.walk.flush()
+            assert stand.walk.memory < 10_000_000
+        assert len(stand.cut) < 6
+        assert not any(owner.connection.closing for owner in sharers)
+        assert stand.walk.memory <= 7_500_000
+
+
+async def test_when_all_wait_for_the_same_the_longest_queues_are_cut() -> None:
+    with sockets(node_queue_limit=3_000_000) as stand:
+        owners = [stand.connect() for _ in range(6)]
+        frames = [text(0, 500_000) for _ in range(8)]
+        for number, frame in enumerate(frames):
+            for owner in owners[: 2 if number > 2 else 6]:
+                owner.connection.send_control(frame)
+        stand.walk.flush()
+        assert {number for number, _, _ in stand.cut} == {owner.connection.number for owner in owners[:2]}
+
+
 async def test_of_many_small_frames_the_kernel_is_offered_as_many_as_one_call_takes() -> None:
     with sockets() as stand:
         owner = stand.connect()
