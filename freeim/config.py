@@ -17,6 +17,7 @@ from freeim.names import IdKind
 from freeim.redis_url import mask_redis_url, parse_redis_url, with_password
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
 
 PLACE: Final = "Where it listens, and what it is called"
 REDIS: Final = "Redis"
@@ -96,6 +97,13 @@ class Options:
         "{port} and {hostname}. Left out, it is ws://<node name>.",
         metavar="URL",
     )
+    admin_bind: str = _option(
+        "127.0.0.1:0",
+        PLACE,
+        "Address and port of /metrics, which is served nowhere else; 'off' is none. Port 0 is any free one, and the "
+        "banner says which. With several workers, worker N has this port + N.",
+        metavar="HOST:PORT",
+    )
     redis_url: str | None = _option(
         None,
         REDIS,
@@ -141,6 +149,9 @@ class Options:
     )
     log_level: LogLevel = _option(  # noqa: RUF009 - as for ids
         "info", RUNNING, "Least severe message that is logged to stderr."
+    )
+    log_format: LogFormat = _option(  # noqa: RUF009 - as for ids
+        "text", RUNNING, "Form of the log: readable lines, or one JSON object a line, for programs."
     )
     backlog: int = _option(
         4096,
@@ -205,6 +216,7 @@ class Options:
             raise ConfigError(
                 f"{self.workers} workers from port {port} on would go beyond port 65535", "bind", "workers"
             )
+        self._check_admin()
         names = [self._node_name(index) for index in range(self.workers)]
         for name in names:
             _check("node", checks.check_node_name, name)
@@ -234,10 +246,34 @@ class Options:
             for url in urls:
                 _check("public_url", checks.check_public_url, url)
 
+    def _check_admin(self) -> None:
+        admin, port = self.admin_address, self.address[1]
+        if admin is None or admin[1] == 0:
+            return
+        if admin[1] + self.workers - 1 > 65535:
+            raise ConfigError(
+                f"the metrics of {self.workers} workers from port {admin[1]} on would go beyond port 65535",
+                "admin_bind",
+                "workers",
+            )
+        if abs(admin[1] - port) < self.workers:
+            last = f" to {admin[1] + self.workers - 1}" if self.workers > 1 else ""
+            raise ConfigError(
+                f"the metrics would be served on port {admin[1]}{last}, which the terminals' ports overlap; choose "
+                "another port for admin_bind",
+                "admin_bind",
+                "bind",
+            )
+
     @property
     def address(self) -> tuple[str, int]:
         """Host (IPv6 without brackets) and port of ``bind``."""
         return checks.split_bind(self.bind)
+
+    @property
+    def admin_address(self) -> tuple[str, int] | None:
+        """Host and port of ``admin_bind``; None where it is off."""
+        return None if self.admin_bind == checks.OFF else checks.split_bind(self.admin_bind)
 
     def for_worker(self, index: int = 0, *, port: int | None = None) -> Self:
         """Return the options of one worker: placeholders filled, its own port, name and URL, ``workers`` 1.
@@ -257,6 +293,7 @@ class Options:
         return replace(
             self,
             bind=self._bind(index),
+            admin_bind=self._admin_bind(index),
             # Port 0 is not known yet: a name that depends on it stays open until for_worker(port=...).
             node=self.node if self._awaits_port(self.node) else self._node_name(index),
             nodes=nodes,
@@ -338,6 +375,10 @@ class Options:
         host, port = self.address
         return checks.join_bind(host, port + index)
 
+    def _admin_bind(self, index: int) -> str:
+        admin = self.admin_address
+        return self.admin_bind if admin is None or admin[1] == 0 else checks.join_bind(admin[0], admin[1] + index)
+
     def _node_name(self, index: int) -> str:
         if self.node is not None:
             return self._expand(self.node, index)
@@ -412,6 +453,7 @@ OPTIONS: Final = _describe()
 
 _CHECKS: Final[dict[str, Callable[[str], object]]] = {
     "bind": checks.split_bind,
+    "admin_bind": checks.check_admin_bind,
     "node": checks.check_template,
     "public_url": checks.check_template,
     "path": checks.check_path,

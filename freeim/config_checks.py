@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 PLACEHOLDERS: Final = ("index", "port", "hostname")
 
+OFF: Final = "off"
+"""What stands for no address."""
+
 RESERVED_PATHS: Final = ("/health", "/ready")
 """Paths that the node itself answers."""
 
@@ -34,6 +37,15 @@ def split_bind(text: str) -> tuple[str, int]:
     elif re.search(r"[][:/@]", host):
         raise ValueError(wanted)
     return host, int(port)
+
+
+def check_admin_bind(text: str) -> None:
+    """Check where the metrics are served."""
+    if text != OFF:
+        try:
+            split_bind(text)
+        except ValueError:
+            raise ValueError(f"must be HOST:PORT (127.0.0.1:7001, [::1]:7001) or '{OFF}', not {text!r}") from None
 
 
 def join_bind(host: str, port: int) -> str:

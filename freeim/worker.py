@@ -72,7 +72,7 @@ def main() -> int:
     if not line:
         return Exit.STOPPED
     options = unpack(line)
-    configure(options.log_level, options.node or options.bind)
+    configure(options.log_level, options.log_format, options.node or options.bind)
     # Standard output belongs to the supervisor; what else is printed goes to stderr.
     to_supervisor = os.dup(1)
     os.dup2(2, 1)

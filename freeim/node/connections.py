@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from freeim._core import Client, Connection, Fanout, Router
 from freeim.config import Options
@@ -14,6 +15,7 @@ from freeim.errors import CloseCode
 from freeim.names import Names, connect_url, owners, system_id
 from freeim.node.decode import BadPayload, decode_token
 from freeim.node.handshake import Handshake
+from freeim.node.histogram import Histogram
 from freeim.node.http import Refusal, Request, token_of, websocket_key
 from freeim.node.presence import FENCED, USED, Presence
 from freeim.node.session import Session
@@ -25,6 +27,14 @@ log = logging.getLogger("freeim")
 
 TICK: Final = 0.1
 """Seconds between two looks at the deadlines."""
+
+GONE: Final = "gone"
+"""What came of a handshake whose peer left before it was answered."""
+
+LOST: Final = 1006
+"""The code of a connection that ended without a Close frame (RFC 6455, section 7.4.1)."""
+
+_NAMED_CODES: Final = frozenset(range(1000, 1016))
 
 TOO_SLOW_PER_MINUTE: Final = 20
 """Log lines about terminals that read too slowly; the rest of the minute is counted."""
@@ -51,6 +61,15 @@ class Connections:
         self._stopped = False
         self.accepted = 0
         """Sockets that are open, WebSocket or not."""
+        self.handshakes = Counter({"101": 0, "401": 0, "503": 0, GONE: 0})
+        """Requests by HTTP status, or `GONE`: each socket that was accepted, but for answers about our state."""
+        self.closes = Counter({("node", str(int(code))): 0 for code in CloseCode if code != CloseCode.NORMAL})
+        self.closes.update({("terminal", str(code)): 0 for code in (1000, 1001, LOST)})
+        """WebSocket connections by who began to close them and the code. With those that are open these are all."""
+        self.cut = Counter({"connection": 0, "node": 0})
+        """Connections that were too slow, by whose limit they passed."""
+        self.lag = Histogram()
+        """How late the loop was."""
         self.on_closed: Any = None
         """Called after each socket that is gone."""
         self._names = names
@@ -74,9 +93,11 @@ class Connections:
             options.ping_interval, options.ping_timeout, self._ping, self._check_pong
         )
         self._timers: list[asyncio.TimerHandle | None] = [None, None]
+        self._due = 0.0
 
     def start(self) -> None:
         """Start the clock."""
+        self._due = self._loop.time()
         self._tick()
         self._turn()
 
@@ -275,8 +296,9 @@ class Connections:
     def opened(self, terminal: Terminal) -> None:
         """The 101 has been written."""
         terminal.ping_slot = self._pings.add(terminal)
+        self.handshakes["101"] += 1
         if terminal.connection.closing:  # forced offline while it was opening
-            self._closing.start(terminal, self._loop.time())
+            self._close_begins(terminal, "node", terminal.connection.close_code)
 
     def linger(self, handshake: Handshake) -> None:
         """A refused peer gets some time to read the answer and end its side."""
@@ -287,6 +309,8 @@ class Connections:
         """The socket of a request is gone."""
         self._handshakes.finish(handshake)
         self._lingering.finish(handshake)
+        if not handshake.finished:
+            self.handshakes[GONE] += 1
         handshake.finished = True
         if handshake.connection is not None:
             self._abandon(handshake)
@@ -312,7 +336,15 @@ class Connections:
 
     # ---- after the 101
 
-    def close(self, connection: Connection, code: int, reason: str = "", *, frame: bytes | None = None) -> None:
+    def close(
+        self,
+        connection: Connection,
+        code: int,
+        reason: str = "",
+        *,
+        frame: bytes | None = None,
+        by: Literal["node", "terminal"] = "node",
+    ) -> None:
         """Begin to close a connection: nothing is delivered to it any more. Waits for nobody.
 
         Args:
@@ -320,12 +352,20 @@ class Connections:
             code: The close code.
             reason: Goes into the Close frame.
             frame: The whole Close frame where it exists already.
+            by: Who begins.
         """
         assert self.router is not None
         if connection.begin_close(frame or close_frame(code, reason), code):
             self.router.retire(connection)
             if isinstance(connection.owner, Terminal):
-                self._closing.start(connection.owner, self._loop.time())
+                self._close_begins(connection.owner, by, code)
+
+    def _close_begins(self, terminal: Terminal, by: str, code: int) -> None:
+        if terminal in self._closing:
+            return  # it was cut while it got its 101
+        self._closing.start(terminal, self._loop.time())
+        # A terminal may send any code: those above are an application's, and 4001 from there is not ours.
+        self.closes[by, str(code) if by == "node" or code in _NAMED_CODES else "other"] += 1
 
     def force_offline(self, client: Client) -> None:
         """Close all connections of a client, as FreeIM does."""
@@ -341,6 +381,8 @@ class Connections:
         connection = terminal.connection
         if connection.transport is None:
             return
+        if not connection.closing:
+            self.closes["terminal", str(LOST)] += 1
         connection.detach_transport()
         connection.owner = None  # else the two would keep each other, and no collector looks at what is old
         self._closing.finish(terminal)
@@ -363,6 +405,7 @@ class Connections:
 
     def _too_slow(self, connection: Connection, waiting: int, of_node: bool) -> None:
         options = self.options
+        self.cut["node" if of_node else "connection"] += 1
         self._slow_log.tell(
             "cut a connection of client %s: it reads too slowly, %d bytes were waiting; send less, or raise %s",
             connection.client.id.decode(),
@@ -391,6 +434,8 @@ class Connections:
     def _tick(self) -> None:
         self._timers[0] = self._loop.call_later(TICK, self._tick)
         now = self._loop.time()
+        self.lag.observe(max(now - self._due, 0.0))
+        self._due = now + TICK
         for deadlines in (self._handshakes, self._lingering, self._closing):
             deadlines.expire(now)
 

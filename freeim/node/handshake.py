@@ -143,6 +143,8 @@ class Handshake(asyncio.Protocol):
     def refuse(self, refusal: Refusal) -> None:
         """Answer with an error status and end the connection."""
         log.info("refused %s with %d: %s", self.peer, refusal.status, refusal.reason)
+        if not self.finished:
+            self._connections.handshakes[str(refusal.status)] += 1
         self._finish(response(refusal.status, refusal.reason, *refusal.headers))
 
     def _finish(self, answer: bytes) -> None:

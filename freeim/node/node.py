@@ -6,19 +6,22 @@ import asyncio
 import contextlib
 import logging
 import socket
+from dataclasses import replace
 from importlib.metadata import version
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import hiredis
 
 from freeim._core import Message
 from freeim.config import Options
+from freeim.config_checks import join_bind
 from freeim.embedded.join import EmbeddedRedis, join_in_thread
 from freeim.envelope import direct, direct_tail, receipt_text
-from freeim.errors import NodeReplaced
+from freeim.errors import ConfigError, NodeReplaced
 from freeim.names import Names, connect_url, default_prefix, owners, parse_client_id
 from freeim.node.accept import Acceptor, listen
+from freeim.node.admin import Admin
 from freeim.node.bus import Bus
 from freeim.node.connections import Connections
 from freeim.node.handshake import Handshake
@@ -29,6 +32,9 @@ from freeim.node.session import Session
 from freeim.redis_url import RedisAddress, parse_redis_url
 
 log = logging.getLogger("freeim")
+
+ADMIN_BACKLOG: Final = 16
+"""Scrapes that may wait to be accepted."""
 
 RELEASE_TIMEOUT = 3.0
 """Seconds that a stopping node gives Redis for the last words."""
@@ -51,6 +57,7 @@ class Node:
         self.options = options if options is not None else Options()
         self._barrier = barrier
         self._sock: socket.socket | None = None
+        self._admin: Admin | None = None
         self._embedded: EmbeddedRedis | None = None
         self._end: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -64,8 +71,8 @@ class Node:
         """Listen, connect to Redis, take the node's name, and accept connections.
 
         Raises:
-            ConfigError: The options contradict what other nodes registered, the name has a living owner, or no Redis is
-                named and none can be started.
+            ConfigError: The options contradict what other nodes registered, the name has a living owner, no Redis is
+                named and none can be started, or the address of the metrics cannot be bound.
             RedisUnavailable: Redis cannot be reached.
             OSError: The address cannot be bound.
         """
@@ -75,6 +82,7 @@ class Node:
         host, port = self.options.address
         self._sock = listen(host, port, self.options.backlog, self.options.send_buffer)
         try:
+            self._listen_for_admin()
             # With port 0 the name becomes known only now.
             self.options = options = self.options.for_worker(0, port=self._sock.getsockname()[1])
             assert options.node is not None
@@ -102,13 +110,34 @@ class Node:
             )
             self._connections.on_closed = self._acceptor.closed
             await self._session.start(self._take)
+            if self._admin is not None:
+                await self._admin.start()
         except BaseException:
             self._sock.close()
             self._sock = None
+            if self._admin is not None:
+                self._admin.close()
             self._leave_embedded()
             raise
         self._connections.start()
         self._acceptor.start()
+
+    def _listen_for_admin(self) -> None:
+        address = self.options.admin_address
+        if address is None:
+            return
+        from freeim.node.metrics import Metrics  # it brings much along that nobody else needs
+
+        try:
+            sock = listen(*address, ADMIN_BACKLOG, 0)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {self.options.admin_bind} for the metrics: {error.strerror or error}; "
+                "choose another --admin-bind",
+                "admin_bind",
+            ) from error
+        self.options = replace(self.options, admin_bind=join_bind(address[0], sock.getsockname()[1]))
+        self._admin = Admin(sock, Metrics(self).page)
 
     async def _take(self) -> None:
         await self._presence.take()
@@ -137,6 +166,8 @@ class Node:
         finally:  # also where the stop is cancelled
             self._acceptor.close()
             sock.close()
+            if self._admin is not None:
+                self._admin.close()
             for task in self._tasks:
                 task.cancel()
             try:
@@ -199,6 +230,11 @@ class Node:
         """What terminals connect to, without the token."""
         return connect_url(self.name, self.options.public_url, self.options.path, "").removesuffix("?token=")
 
+    @property
+    def metrics_url(self) -> str | None:
+        """Where its metrics are served, or None where ``admin_bind`` is off."""
+        return None if self._admin is None else f"http://{self.options.admin_bind}/metrics"
+
     def banner(self) -> str:
         """Return a few lines that say what runs where."""
         options = self.options
@@ -217,6 +253,7 @@ class Node:
                 f"  Redis        {redis}",
                 f"  names        begin with {self._names.prefix}, {options.ids} ids",
                 f"  membership   {membership}",
+                f"  metrics      {self.metrics_url or 'off'}",
                 f"  connections  up to {self._acceptor.capacity:,} ({self._acceptor.limit:,} descriptors)",
             ]
         )

@@ -129,7 +129,7 @@ class Terminal(asyncio.Protocol):
 
     def closed_by_peer(self, code: int) -> None:
         """The peer sent its Close frame: answer, and end the connection."""
-        self._connections.close(self.connection, code)
+        self._connections.close(self.connection, code, by="terminal")
         self.connection.flush_now()
         self._transport.close()
 

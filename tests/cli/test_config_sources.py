@@ -18,6 +18,7 @@ SAMPLES: dict[str, Any] = {
     "node": "im-{index}",
     "nodes": ("10.0.0.1:6001", "127.0.0.1:6001"),
     "public_url": "wss://im.example.com/n{index}",
+    "admin_bind": "127.0.0.1:9101",
     "redis_url": "rediss://user:p%40ss@redis.example.com:6380/3",
     "redis_password_file": "/run/secrets/redis",
     "prefix": "{tag}im",
