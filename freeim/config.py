@@ -17,13 +17,15 @@ from freeim.names import IdKind
 from freeim.redis_url import mask_redis_url, parse_redis_url, with_password
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+PerClientPolicy = Literal["reject", "replace-oldest"]
 
 PLACE: Final = "Where it listens, and what it is called"
 REDIS: Final = "Redis"
 PROTOCOL: Final = "Protocol and names"
 RUNNING: Final = "Running"
+ADMISSION: Final = "Who gets in"
 LIMITS: Final = "Time limits and sizes"
-GROUPS: Final = (PLACE, REDIS, PROTOCOL, RUNNING, LIMITS)
+GROUPS: Final = (PLACE, REDIS, PROTOCOL, RUNNING, ADMISSION, LIMITS)
 """The headings of --help and of docs/options.md, in order."""
 
 
@@ -58,6 +60,11 @@ def _seconds(default: float, text: str, *, group: str = LIMITS, minimum: float =
 
 def _bytes(default: int, text: str, *, minimum: int = 0, maximum: int = 2**40) -> Any:
     return _option(default, LIMITS, text, metavar="BYTES", unit="bytes", minimum=minimum, maximum=maximum)
+
+
+def _count(text: str, *, maximum: int = 2**31 - 1) -> Any:
+    """A number that may be limited, and is not by default."""
+    return _option(0, ADMISSION, text, metavar="N", maximum=maximum)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +149,23 @@ class Options:
     log_level: LogLevel = _option(  # noqa: RUF009 - as for ids
         "info", RUNNING, "Least severe message that is logged to stderr."
     )
+    max_connections: int = _count(
+        "Connections that the node holds (beyond it, 503); 0 is as many as the system's limit of descriptors allows."
+    )
+    max_per_client: int = _count("Connections that one client may have; 0 is any number.")
+    per_client_policy: PerClientPolicy = _option(  # noqa: RUF009 - as for ids
+        "reject",
+        ADMISSION,
+        "What happens to one connection too many of a client: it is refused (429), or the client's oldest is closed "
+        "for it (4001).",
+    )
+    max_per_address: int = _count(
+        "Sockets that one address may have open (beyond it, 429; beyond twice as many, cut without an answer); an IPv6 "
+        "network of /64 is one address; 0 is any number."
+    )
+    handshakes_per_address: int = _count(
+        "WebSocket requests that one address may make in a second (beyond it, 429); 0 is any number."
+    )
     backlog: int = _option(
         4096,
         LIMITS,
@@ -156,6 +180,9 @@ class Options:
     close_timeout: float = _seconds(5.0, "Time to answer a Close frame, then the connection is cut.")
     max_head: int = _bytes(8192, "Longest HTTP request head (else 431).", minimum=512, maximum=2**20)
     max_inbound: int = _bytes(4096, "Longest message that a terminal may send (else 1009).", minimum=125, maximum=2**30)
+    inbound_rate: int = _bytes(
+        65536, "What a terminal may send in a second, pings and pongs included (else 1009); 0 is any amount."
+    )
     send_buffer: int = _bytes(65536, "SO_SNDBUF of each connection; 0 is the system's default.", maximum=2**30)
     queue_limit: int = _bytes(
         1_048_576, "What may wait for one slow terminal (else 4002); one message always may.", minimum=1
@@ -179,6 +206,13 @@ class Options:
                 f"ping_timeout ({self.ping_timeout} s) must not be longer than ping_interval ({self.ping_interval} s)",
                 "ping_timeout",
                 "ping_interval",
+            )
+        if 0 < self.inbound_rate < self.max_inbound:
+            raise ConfigError(
+                f"inbound_rate ({self.inbound_rate} bytes) must not be less than max_inbound ({self.max_inbound} bytes)"
+                ": no message of that length could ever come",
+                "inbound_rate",
+                "max_inbound",
             )
         self._check_redis()
         self._check_workers()

@@ -80,6 +80,17 @@ class Acceptor:
         self._told = False
         self._retry: asyncio.TimerHandle | None = None
 
+    def check_capacity(self, wanted: int) -> None:
+        """Warn where there are not as many descriptors as connections are wanted."""
+        if wanted > self.capacity:
+            log.warning(
+                "--max-connections is %d, and the limit of %d descriptors allows only %d: raise the hard limit of open "
+                "files (ulimit -Hn, LimitNOFILE=)",
+                wanted,
+                self.limit,
+                self.capacity,
+            )
+
     def start(self) -> None:
         """Begin to accept."""
         self._wanted = True

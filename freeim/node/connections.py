@@ -12,6 +12,7 @@ from freeim._core import Client, Connection, Fanout, Router
 from freeim.config import Options
 from freeim.errors import CloseCode
 from freeim.names import Names, connect_url, owners, system_id
+from freeim.node.address_limits import AddressLimits
 from freeim.node.decode import BadPayload, decode_token
 from freeim.node.handshake import Handshake
 from freeim.node.http import Refusal, Request, token_of, websocket_key
@@ -28,6 +29,9 @@ TICK: Final = 0.1
 
 TOO_SLOW_PER_MINUTE: Final = 20
 """Log lines about terminals that read too slowly; the rest of the minute is counted."""
+
+LIMITED_PER_MINUTE: Final = 20
+"""The same of connections that a limit refuses or cuts."""
 
 CLOSES_PER_TURN: Final = 500
 """Connections that a stopping node closes before the loop looks at anything else."""
@@ -66,6 +70,13 @@ class Connections:
         self.system = system_id(options.ids)
         self.fanout = Fanout(self._loop.call_soon, self._too_slow, options.queue_limit, options.node_queue_limit)
         self._slow_log = SparseLog(logging.INFO, TOO_SLOW_PER_MINUTE, "cut %d more connections that read too slowly")
+        self.limit_log = SparseLog(logging.INFO, LIMITED_PER_MINUTE, "a limit refused or cut %d more connections")
+        self._addresses = AddressLimits.of(options)
+        self._attached = 0
+        """Connections from the begin of their opening until their socket is gone."""
+        self._inbound: dict[Terminal, int] = {}
+        """Bytes that came in the present second."""
+        self._second = 0.0
         self.router: Router | None = None
         self._handshakes: Deadlines[Handshake] = Deadlines(options.handshake_timeout, self._handshake_expired)
         self._lingering: Deadlines[Handshake] = Deadlines(options.close_timeout, Handshake.timed_out)
@@ -114,6 +125,16 @@ class Connections:
             assert handshake.transport is not None
             handshake.transport.abort()
         self._handshakes.start(handshake, self._loop.time())
+        if self._addresses is not None:
+            self._enter_address(handshake)
+
+    def _enter_address(self, handshake: Handshake) -> None:
+        assert self._addresses is not None
+        assert handshake.transport is not None
+        address = handshake.address
+        if address is not None and not self._addresses.enter(handshake, address):
+            self.limit_log.tell("cut a connection of %s: it has far more than --max-per-address allows", handshake.peer)
+            handshake.transport.abort()
 
     def request(self, handshake: Handshake, request: Request) -> None:
         """Answer a request, or ask Redis about its token.
@@ -127,6 +148,7 @@ class Connections:
         if request.path != self.options.path:
             raise Refusal(404, f"nothing is served here; the WebSocket endpoint is {self.options.path}")
         handshake.key = websocket_key(request)
+        self._check_limits(handshake)
         self._check_ready()
         handshake.token = token_of(request)
         self._session.send(lambda reply: self._token_read(handshake, reply), "GET", self._names.token(handshake.token))
@@ -144,6 +166,25 @@ class Connections:
             handshake.answer(request, 200, "ready, without CLIENT TRACKING: channel messages cost a look-up each")
         else:
             handshake.answer(request, 200, "ready")
+
+    def _check_limits(self, handshake: Handshake) -> None:
+        if self._addresses is not None:
+            self._addresses.check(handshake)
+        self._check_room()
+
+    def _check_room(self) -> None:
+        limit = self.options.max_connections
+        if limit and self._attached >= limit:
+            raise Refusal(503, f"this node is full: it may hold {limit} connections", "Retry-After: 10")
+
+    def _check_client(self, client_id: bytes) -> None:
+        """Refuse a connection too many of one client. Its token stays good, for when another has closed."""
+        assert self.router is not None
+        limit = self.options.max_per_client
+        if limit and self.options.per_client_policy == "reject":
+            client = self.router.clients.get(client_id)
+            if client is not None and len(client.connections) >= limit:
+                raise Refusal(429, f"a client may have {limit} connections here, and this one has them")
 
     def _check_ready(self) -> None:
         if self.draining:
@@ -167,6 +208,8 @@ class Connections:
             if owner == self.options.node:
                 if handshake.half_closed:
                     raise Refusal(400, "the terminal ended its side of the connection before it was answered")
+                self._check_room()  # again: others may have come while Redis was asked
+                self._check_client(str(client_id).encode())
                 self._open(handshake, str(client_id).encode(), token_json)
             else:
                 self._misdirect(handshake, owner)
@@ -201,6 +244,7 @@ class Connections:
         self._last_number += 1
         connection = Connection(self.fanout, self._last_number, token_json, handshake)
         handshake.connection = connection
+        self._attached += 1
         # At the same moment on both connections: the reader gets the membership, the writer counts and publishes.
         self.router.attach(client_id, connection)
         self._send_open(connection, handshake.token)
@@ -219,6 +263,8 @@ class Connections:
             assert self.router is not None
             self.living[connection.number] = connection
             self.router.confirm(connection)
+            if self.options.max_per_client:
+                self._replace_oldest(connection.client)
             self._upgrade_if_ready(connection)
         elif reply == FENCED:
             # This instance's life has ended in Redis (it slept, or Redis is back empty): revive it first.
@@ -231,6 +277,18 @@ class Connections:
             elif not isinstance(reply, ConnectionError):
                 log.warning("Redis refused to count a connection: %s", reply)
             self._refuse(handshake, refusal)
+
+    def _replace_oldest(self, client: Client) -> None:
+        """Close the connections beyond the limit of a client that has just got one, the oldest first.
+
+        With the policy "reject" there are none. Only those that Redis has counted are looked at: an opening whose token
+        turns out to be used must cost nobody anything.
+        """
+        counted = [connection for connection in client.connections if connection.number in self.living]
+        counted.sort(key=lambda connection: connection.number)
+        for connection in counted[: -self.options.max_per_client]:
+            log.debug("closed a connection of client %s: replaced by a newer one", client.id.decode())
+            self.close(connection, CloseCode.REPLACED, "replaced by a newer login")
 
     def retry_fenced(self) -> None:
         """The life was revived: open what had to wait for that."""
@@ -270,6 +328,8 @@ class Connections:
         transport.resume_reading()
         terminal = Terminal(self, connection, transport)
         connection.owner = terminal
+        if self._addresses is not None:
+            self._addresses.hand_over(handshake, terminal)
         terminal.start(key, rest)
 
     def opened(self, terminal: Terminal) -> None:
@@ -290,7 +350,7 @@ class Connections:
         handshake.finished = True
         if handshake.connection is not None:
             self._abandon(handshake)
-        self._socket_gone()
+        self._socket_gone(handshake)
 
     def _refuse(self, handshake: Handshake, refusal: Refusal) -> None:
         if handshake.connection is not None:
@@ -346,16 +406,20 @@ class Connections:
         self._closing.finish(terminal)
         self._pings.remove(terminal, terminal.ping_slot)
         self._leave(connection)
-        self._socket_gone()
+        self._inbound.pop(terminal, None)
+        self._socket_gone(terminal)
 
     def _leave(self, connection: Connection) -> None:
         assert self.router is not None
+        self._attached -= 1
         self.living.pop(connection.number, None)
         self.router.detach(connection)
         self._presence.close(connection.number)
 
-    def _socket_gone(self) -> None:
+    def _socket_gone(self, holder: Handshake | Terminal) -> None:
         self.accepted -= 1
+        if self._addresses is not None:
+            self._addresses.leave(holder)
         if not (self.accepted if self._stopped else self.living):
             self._emptied.set()
         if self.on_closed is not None:
@@ -376,6 +440,17 @@ class Connections:
     def tell_rest(self) -> None:
         """Log how many were cut without a line of their own since the last call; to be called now and then."""
         self._slow_log.tell_rest()
+        self.limit_log.tell_rest()
+
+    def may_send(self, terminal: Terminal, size: int) -> bool:
+        """Count what a terminal has sent, and close it where that is too much for one second."""
+        limit = self.options.inbound_rate
+        if not limit:
+            return True
+        sent = self._inbound[terminal] = self._inbound.get(terminal, 0) + size
+        if sent > limit:
+            terminal.fail(CloseCode.MESSAGE_TOO_BIG, "too much sent in a second")
+        return sent <= limit
 
     def _cut(self, terminal: Terminal) -> None:
         transport = terminal.connection.transport
@@ -393,6 +468,11 @@ class Connections:
         now = self._loop.time()
         for deadlines in (self._handshakes, self._lingering, self._closing):
             deadlines.expire(now)
+        if now - self._second >= 1.0:
+            self._second = now
+            self._inbound.clear()
+            if self._addresses is not None:
+                self._addresses.next_second()
 
     def _turn(self) -> None:
         self._timers[1] = self._loop.call_later(self._pings.turn_seconds, self._turn)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from freeim._core import Connection
 from freeim.node.http import Refusal, Request, parse_head, response
@@ -66,10 +66,20 @@ class Handshake(asyncio.Protocol):
         self._head_done = False
 
     @property
+    def address(self) -> str | None:
+        """The address that the terminal comes from, without its port; None where the peer has gone."""
+        name = self._peer_name
+        return name[0] if name else None
+
+    @property
     def peer(self) -> str:
-        """The address of the peer, for the log."""
-        name = self.transport.get_extra_info("peername") if self.transport is not None else None
+        """The address and port of the peer, for the log."""
+        name = self._peer_name
         return f"{name[0]}:{name[1]}" if name else "a peer that has gone"
+
+    @property
+    def _peer_name(self) -> Any:
+        return self.transport.get_extra_info("peername") if self.transport is not None else None
 
     @property
     def rest(self) -> bytes:
@@ -142,7 +152,9 @@ class Handshake(asyncio.Protocol):
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer with an error status and end the connection."""
-        log.info("refused %s with %d: %s", self.peer, refusal.status, refusal.reason)
+        # Limits are there for those who come by the thousand.
+        tell = self._connections.limit_log.tell if refusal.status == 429 else log.info
+        tell("refused %s with %d: %s", self.peer, refusal.status, refusal.reason)
         self._finish(response(refusal.status, refusal.reason, *refusal.headers))
 
     def _finish(self, answer: bytes) -> None:

@@ -99,6 +99,7 @@ class Node:
             self._connections.router = self._bus.router
             self._acceptor = Acceptor(self._sock, lambda: Handshake(self._connections))
             self._connections.on_closed = self._acceptor.closed
+            self._acceptor.check_capacity(options.max_connections)
             await self._session.start(self._take)
         except BaseException:
             self._sock.close()
@@ -203,6 +204,7 @@ class Node:
         redis = self._session.place
         if self._embedded is not None:
             redis = f"embedded {self._embedded.name} at {redis} (keeps nothing on disk)"
+        capacity = min(self._acceptor.capacity, options.max_connections or self._acceptor.capacity)
         membership = "by client, with CLIENT TRACKING"
         if not self._session.tracking:
             membership = f"by channel, as FreeIM does it ({self._session.tracking_refused})"
@@ -215,7 +217,7 @@ class Node:
                 f"  Redis        {redis}",
                 f"  names        begin with {self._names.prefix}, {options.ids} ids",
                 f"  membership   {membership}",
-                f"  connections  up to {self._acceptor.capacity:,} ({self._acceptor.limit:,} descriptors)",
+                f"  connections  up to {capacity:,} ({self._acceptor.limit:,} descriptors)",
             ]
         )
 

@@ -86,12 +86,13 @@ class Terminal(asyncio.Protocol):
     # ---- asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
+        if self._broken or not self._connections.may_send(self, len(data)):
+            return
         if self._reader is None:
             if self._read_usual(data):
                 return
             self._reader = FrameReader(self, self._connections.options.max_inbound)
-        if not self._broken:
-            self._reader.feed(data)
+        self._reader.feed(data)
 
     def _read_usual(self, data: bytes) -> bool:
         """Read what is one usual frame; False where it is anything else."""

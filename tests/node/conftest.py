@@ -17,6 +17,7 @@ ON_BOTH_TRANSPORTS = {
     "test_closing",
     "test_handshake",
     "test_health",
+    "test_limits",
     "test_refused",
     "test_slow_terminals",
 }
