@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, Self
 from freeim import config_checks as checks
 from freeim.errors import ConfigError
 from freeim.names import IdKind
+from freeim.origins import check_origin
 from freeim.redis_url import mask_redis_url, parse_redis_url, with_password
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -148,6 +149,13 @@ class Options:
     )
     log_level: LogLevel = _option(  # noqa: RUF009 - as for ids
         "info", RUNNING, "Least severe message that is logged to stderr."
+    )
+    origins: tuple[str, ...] = _option(
+        (),
+        ADMISSION,
+        "Origins whose pages may connect (else 403), e.g. https://app.example.com or https://*.example.com. Requests "
+        "without an Origin header, which no browser sends, are let in. Left out, it is every origin.",
+        metavar="ORIGIN,ORIGIN",
     )
     max_connections: int = _count(
         "Connections that the node holds (beyond it, 503); 0 is as many as the system's limit of descriptors allows."
@@ -453,6 +461,12 @@ _CHECKS: Final[dict[str, Callable[[str], object]]] = {
 }
 
 
+_LISTS: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
+    "nodes": ("names", checks.check_node_name),
+    "origins": ("origins", check_origin),
+}
+
+
 def _check(name: str, check: Callable[[str], object], value: str) -> None:
     try:
         check(value)
@@ -474,7 +488,7 @@ def _check_value(option: Option, value: object) -> None:
         if value not in option.choices:
             raise ConfigError(f"{name} must be {' or '.join(option.choices)}, not {value!r}", name)
     elif option.kind == "list":
-        _check_nodes(name, value)
+        _check_list(name, value)
     elif not isinstance(value, str):
         raise ConfigError(f"{name} must be a text, not {value!r}", name)
     elif name == "redis_url":
@@ -498,11 +512,12 @@ def _check_number(option: Option, value: object) -> None:
         )
 
 
-def _check_nodes(name: str, value: object) -> None:
+def _check_list(name: str, value: object) -> None:
+    kind, check = _LISTS[name]
     if not isinstance(value, tuple) or not all(isinstance(entry, str) for entry in value):
-        raise ConfigError(f"{name} must be a list of names (in Python a tuple of str), not {value!r}", name)
+        raise ConfigError(f"{name} must be a list of {kind} (in Python a tuple of str), not {value!r}", name)
     for entry in value:
-        _check(name, checks.check_node_name, entry)
+        _check(name, check, entry)
     twice = sorted({entry for entry in value if value.count(entry) > 1})
     if twice:
-        raise ConfigError(f"{name} holds {', '.join(twice)} more than once; each node is listed once", name)
+        raise ConfigError(f"{name} holds {', '.join(twice)} more than once; each is listed once", name)

@@ -21,6 +21,7 @@ from freeim.node.session import Session
 from freeim.node.sparse_log import SparseLog
 from freeim.node.terminal import PING, Terminal, close_frame
 from freeim.node.timers import Deadlines, PingWheel
+from freeim.origins import Origins
 
 log = logging.getLogger("freeim")
 
@@ -71,6 +72,7 @@ class Connections:
         self.fanout = Fanout(self._loop.call_soon, self._too_slow, options.queue_limit, options.node_queue_limit)
         self._slow_log = SparseLog(logging.INFO, TOO_SLOW_PER_MINUTE, "cut %d more connections that read too slowly")
         self.limit_log = SparseLog(logging.INFO, LIMITED_PER_MINUTE, "a limit refused or cut %d more connections")
+        self._origins = Origins(options.origins) if options.origins else None
         self._addresses = AddressLimits.of(options)
         self._attached = 0
         """Connections from the begin of their opening until their socket is gone."""
@@ -148,6 +150,7 @@ class Connections:
         if request.path != self.options.path:
             raise Refusal(404, f"nothing is served here; the WebSocket endpoint is {self.options.path}")
         handshake.key = websocket_key(request)
+        self._check_origin(request)
         self._check_limits(handshake)
         self._check_ready()
         handshake.token = token_of(request)
@@ -166,6 +169,16 @@ class Connections:
             handshake.answer(request, 200, "ready, without CLIENT TRACKING: channel messages cost a look-up each")
         else:
             handshake.answer(request, 200, "ready")
+
+    def _check_origin(self, request: Request) -> None:
+        """Refuse what a page of another site asks for. A browser always says whose page it is, and nobody else has to.
+
+        A page can connect wherever it likes: here it is only the token that lets it in, which this backs up.
+        """
+        origin = request.headers.get("origin")
+        if self._origins is not None and origin is not None and not self._origins.allow(origin):
+            log.debug("the origin %.200s is not in --origins", origin)
+            raise Refusal(403, "pages of this origin may not connect; --origins lists those that may")
 
     def _check_limits(self, handshake: Handshake) -> None:
         if self._addresses is not None:

@@ -49,6 +49,7 @@ def test_the_defaults_are_those_that_are_promised() -> None:
         "takeover": False,
         "replace_nodes": False,
         "log_level": "info",
+        "origins": (),
         "max_connections": 0,
         "max_per_client": 0,
         "per_client_policy": "reject",

@@ -16,6 +16,7 @@ from freeim.errors import ConfigError
 SAMPLES: dict[str, Any] = {
     "bind": "0.0.0.0:7001",
     "node": "im-{index}",
+    "origins": ("https://app.example.com", "https://*.example.org:8443"),
     "nodes": ("10.0.0.1:6001", "127.0.0.1:6001"),
     "public_url": "wss://im.example.com/n{index}",
     "redis_url": "rediss://user:p%40ss@redis.example.com:6380/3",

@@ -18,6 +18,7 @@ ON_BOTH_TRANSPORTS = {
     "test_handshake",
     "test_health",
     "test_limits",
+    "test_origins",
     "test_refused",
     "test_slow_terminals",
 }
