@@ -101,7 +101,7 @@ class Options:
         None,
         PLACE,
         "What terminals connect to, everything before the path, e.g. wss://im.example.com/n{index}. May hold {index}, "
-        "{port} and {hostname}. Left out, it is ws://<node name>.",
+        "{port} and {hostname}. Left out, it is ws://<node name>, or wss:// with TLS.",
         metavar="URL",
     )
     redis_url: str | None = _option(
@@ -149,6 +149,18 @@ class Options:
     )
     log_level: LogLevel = _option(  # noqa: RUF009 - as for ids
         "info", RUNNING, "Least severe message that is logged to stderr."
+    )
+    tls_cert: str | None = _option(
+        None,
+        ADMISSION,
+        "File with the TLS certificate and its chain (PEM). With it the node speaks TLS and nothing else.",
+        metavar="FILE",
+    )
+    tls_key: str | None = _option(
+        None,
+        ADMISSION,
+        "File with the key of the certificate (PEM, not encrypted). Left out, the certificate's file holds it too.",
+        metavar="FILE",
     )
     origins: tuple[str, ...] = _option(
         (),
@@ -302,9 +314,7 @@ class Options:
             # Port 0 is not known yet: a name that depends on it stays open until for_worker(port=...).
             node=self.node if self._awaits_port(self.node) else self._node_name(index),
             nodes=nodes,
-            public_url=self.public_url
-            if self.public_url is None or self._awaits_port(self.public_url)
-            else self._expand(self.public_url, index),
+            public_url=self._public_url(index),
             workers=1,
         )
 
@@ -386,6 +396,14 @@ class Options:
         if checks.is_wildcard(self.address[0]):
             return self._expand("{hostname}:{port}", index)
         return self._bind(index)
+
+    def _public_url(self, index: int) -> str | None:
+        if self.public_url is None:
+            # Without TLS the helper knows: FreeIM's rule is ws:// and the name.
+            if self.tls_cert is None or self._awaits_port(self.node):
+                return None
+            return f"wss://{self._node_name(index)}"
+        return self.public_url if self._awaits_port(self.public_url) else self._expand(self.public_url, index)
 
     def _expand(self, template: str, index: int) -> str:
         port = str(self.address[1] + index)

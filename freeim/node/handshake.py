@@ -105,7 +105,7 @@ class Handshake(asyncio.Protocol):
             while self._buffer.startswith(b"\r\n"):
                 del self._buffer[:2]
             if not self._buffer[:1].isalpha() and self._buffer:
-                raise Refusal(400, "this is no HTTP request; a node speaks plain HTTP, and TLS is its proxy's business")
+                raise Refusal(400, "this is no HTTP request; a node speaks TLS only with --tls-cert")
             end = self._buffer.find(_HEAD_END)
             if end > max_head or (end < 0 and len(self._buffer) > max_head):
                 raise Refusal(431, f"the request head is longer than {max_head} bytes")
@@ -125,7 +125,8 @@ class Handshake(asyncio.Protocol):
         if not self._head_done and self._buffer:
             self.refuse(Refusal(400, "the request ended before its empty line"))
             return False
-        return self._head_done  # the answer is under way
+        # The answer may be under way. TLS ends both sides at once, and does not like to be told otherwise.
+        return self._head_done and self.transport is not None and self.transport.can_write_eof()
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self.transport = None

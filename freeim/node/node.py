@@ -26,6 +26,7 @@ from freeim.node.link import LinkLost
 from freeim.node.presence import Presence
 from freeim.node.redis_watch import RedisWatch
 from freeim.node.session import Session
+from freeim.node.tls import server_context
 from freeim.redis_url import RedisAddress, parse_redis_url
 
 log = logging.getLogger("freeim")
@@ -97,7 +98,9 @@ class Node:
             self.on_received = self._bus.on_received
             self._redis_watch = RedisWatch(self._session, self._bus)
             self._connections.router = self._bus.router
-            self._acceptor = Acceptor(self._sock, lambda: Handshake(self._connections))
+            self._acceptor = Acceptor(
+                self._sock, lambda: Handshake(self._connections), server_context(options), options.handshake_timeout
+            )
             self._connections.on_closed = self._acceptor.closed
             self._acceptor.check_capacity(options.max_connections)
             await self._session.start(self._take)
@@ -142,6 +145,16 @@ class Node:
                 await asyncio.gather(self._session.stop(), *self._tasks, return_exceptions=True)
             finally:
                 self._leave_embedded()
+
+    def reload_tls(self) -> None:
+        """Read the certificate and its key again; connections that stand keep theirs. Does nothing without TLS.
+
+        Raises:
+            ConfigError: They cannot be used. The node goes on with those it has.
+        """
+        if self.options.tls_cert is not None:
+            self._acceptor.tls = server_context(self.options)
+            log.info("read the TLS certificate %s again; new connections get it", self.options.tls_cert)
 
     async def _locate_redis(self) -> RedisAddress:
         """Return where Redis is. The embedded one is joined again: what we had joined may have come to its end."""
@@ -211,7 +224,7 @@ class Node:
         return "\n".join(
             [
                 f"freeim {version('freeim')}: node {self.name}",
-                f"  listens on   {options.bind}",
+                f"  listens on   {options.bind}{' (TLS)' if options.tls_cert is not None else ''}",
                 f"  connect URL  {self.url}?token=...",
                 f"  nodes        {', '.join(self.nodes)}",
                 f"  Redis        {redis}",
@@ -248,6 +261,7 @@ class Node:
         await self._redis_watch.beat()
         self._bus.tell_losses()
         self._connections.tell_rest()
+        self._acceptor.tell_rest()
 
     async def _renew(self) -> bool:
         try:

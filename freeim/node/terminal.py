@@ -74,11 +74,14 @@ class Terminal(asyncio.Protocol):
     def start(self, key: str, rest: bytes) -> None:
         """Answer with the 101 and go on with the bytes that came after the request."""
         raw = self._transport
-        # From here on the transport reports every queued byte, so that no direct send overtakes one.
-        raw.set_write_buffer_limits(high=0)
+        secure = raw.get_extra_info("sslcontext") is not None
+        # From here on the transport reports every queued byte, so that no direct send overtakes one. One of TLS says
+        # so of its high-water mark itself, the others of what is above it.
+        raw.set_write_buffer_limits(high=1 if secure else 0)
         raw.set_protocol(self)
         raw.write(switching_protocols(key))
-        self.connection.attach_transport(raw, raw.get_extra_info("socket").fileno())
+        # What goes through TLS cannot be sent past it.
+        self.connection.attach_transport(raw, -1 if secure else raw.get_extra_info("socket").fileno())
         self._connections.opened(self)
         if rest:
             self.data_received(rest)

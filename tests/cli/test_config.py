@@ -49,6 +49,8 @@ def test_the_defaults_are_those_that_are_promised() -> None:
         "takeover": False,
         "replace_nodes": False,
         "log_level": "info",
+        "tls_cert": None,
+        "tls_key": None,
         "origins": (),
         "max_connections": 0,
         "max_per_client": 0,

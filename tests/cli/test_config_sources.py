@@ -16,6 +16,8 @@ from freeim.errors import ConfigError
 SAMPLES: dict[str, Any] = {
     "bind": "0.0.0.0:7001",
     "node": "im-{index}",
+    "tls_cert": "/etc/ssl/im.example.com.pem",
+    "tls_key": "/etc/ssl/private/im.example.com.key",
     "origins": ("https://app.example.com", "https://*.example.org:8443"),
     "nodes": ("10.0.0.1:6001", "127.0.0.1:6001"),
     "public_url": "wss://im.example.com/n{index}",

@@ -6,17 +6,16 @@ import contextlib
 import re
 import shlex
 import shutil
-import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trustme
 from websockets.sync.client import connect
 
 from freeim import ImHelper
 from freeim.config_load import load
+from tests.certificates import Certificates
 from tests.cli.command import Server, free_ports
 from tests.docs.pages import README, Block, Page
 from tests.node.harness import until
@@ -28,8 +27,8 @@ HOST = "im.example.com"
 BLOCKS = [block for page in (README, DEPLOYMENT) for block in page.written_in("sh") if "freeim-server --" in block.text]
 
 
-def commands(block: Block, redis_url: str) -> list[list[str]]:
-    """Return the arguments of the block's commands, on free ports of this machine and with the Redis of the test."""
+def commands(block: Block, redis_url: str, certificates: Certificates) -> list[list[str]]:
+    """Return the arguments of the block's commands, on free ports of this machine and with the files of the test."""
     found = []
     for line in block.lines:
         arguments = shlex.split(line)[1:]
@@ -40,21 +39,25 @@ def commands(block: Block, redis_url: str) -> list[list[str]]:
                 arguments[arguments.index(name) + 1] = value
             else:
                 arguments += [name, value]
+        for name, file in (("--tls-cert", certificates.cert), ("--tls-key", certificates.key)):
+            if name in arguments:
+                arguments[arguments.index(name) + 1] = str(file)
         found.append(arguments)
     return found
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_each_command_starts_nodes_whose_public_urls_the_helper_hands_out(
-    block: Block, redis_server: RedisServer
+    block: Block, redis_server: RedisServer, tmp_path: Path
 ) -> None:
+    certificates = Certificates(tmp_path)
     with contextlib.ExitStack() as stack:
-        for arguments in commands(block, redis_server.url):
+        for arguments in commands(block, redis_server.url, certificates):
             stack.enter_context(Server(*arguments)).banner()
         with ImHelper(redis_server.url) as helper:
             urls = {helper.prev_connect_server(client).partition("?")[0] for client in range(1, 9)}
             assert helper.send_broadcast_message("x").silent == ()
-    options = [load(arguments, {})[0] for arguments in commands(block, redis_server.url)]
+    options = [load(arguments, {})[0] for arguments in commands(block, redis_server.url, certificates)]
     workers = [each.for_worker(index) for each in options for index in range(each.workers)]
     if any(each.public_url for each in workers):
         assert urls == {f"{each.public_url}{each.path}" for each in workers}
@@ -91,12 +94,7 @@ async def test_nginx_hands_each_client_to_its_node(page: Page, redis_server: Red
     secure = "ssl_certificate" in text
     tls = None
     if secure:
-        authority = trustme.CA()
-        certificate = authority.issue_cert(HOST)
-        certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-        certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
-        tls = ssl.create_default_context()
-        authority.configure_trust(tls)
+        tls = Certificates(tmp_path, HOST).trust
         text = re.sub(r"(ssl_certificate +)\S+;", rf"\1{tmp_path}/cert.pem;", text)
         text = re.sub(r"(ssl_certificate_key +)\S+;", rf"\1{tmp_path}/key.pem;", text)
         text = text.replace("listen 443 ssl", f"listen 127.0.0.1:{port} ssl")

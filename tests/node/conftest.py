@@ -21,6 +21,7 @@ ON_BOTH_TRANSPORTS = {
     "test_origins",
     "test_refused",
     "test_slow_terminals",
+    "test_tls",
 }
 
 
