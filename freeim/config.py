@@ -162,6 +162,13 @@ class Options:
         "File with the key of the certificate (PEM, not encrypted). Left out, the certificate's file holds it too.",
         metavar="FILE",
     )
+    trusted_proxies: tuple[str, ...] = _option(
+        (),
+        ADMISSION,
+        "Addresses and networks of proxies that are believed when they say where a terminal comes from, by "
+        "X-Forwarded-For or the PROXY protocol, e.g. 127.0.0.1,10.0.0.0/8.",
+        metavar="ADDRESS,ADDRESS",
+    )
     origins: tuple[str, ...] = _option(
         (),
         ADMISSION,
@@ -482,6 +489,7 @@ _CHECKS: Final[dict[str, Callable[[str], object]]] = {
 _LISTS: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
     "nodes": ("names", checks.check_node_name),
     "origins": ("origins", check_origin),
+    "trusted_proxies": ("addresses and networks", checks.check_network),
 }
 
 

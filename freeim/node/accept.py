@@ -7,13 +7,12 @@ import errno
 import logging
 import os
 import socket
-import ssl
 from collections.abc import Callable
 from typing import Final
 
 from freeim._core import HAVE_EPOLL, Poller
 from freeim.limits import raise_descriptor_limit
-from freeim.node.sparse_log import SparseLog
+from freeim.node.tls_gate import TlsGate
 
 log = logging.getLogger("freeim")
 
@@ -22,9 +21,6 @@ RESERVED_DESCRIPTORS: Final = 32
 
 ACCEPTS_PER_TURN: Final = 64
 """Connections accepted before the loop looks at anything else."""
-
-TLS_FAILURES_PER_MINUTE: Final = 20
-"""Log lines about failed TLS handshakes; the rest of the minute is counted."""
 
 RETRY_SECONDS: Final = 1.0
 """Pause after the system refused a descriptor although our own count allowed it."""
@@ -68,20 +64,13 @@ class Acceptor:
     Args:
         sock: The listening socket; it stays the caller's.
         protocol: Makes the protocol of a new connection.
-        tls: What TLS connections are accepted with; None for plain ones. May be replaced at any time.
-        tls_timeout: Seconds for the handshake of TLS, and for its end.
+        gate: Makes TLS connections of what is accepted; None for plain ones.
     """
 
     def __init__(
-        self,
-        sock: socket.socket,
-        protocol: Callable[[], asyncio.Protocol],
-        tls: ssl.SSLContext | None = None,
-        tls_timeout: float = 5.0,
+        self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], gate: TlsGate | None = None
     ) -> None:
-        self.tls = tls
-        self._tls_timeout = tls_timeout
-        self._tls_log = SparseLog(logging.INFO, TLS_FAILURES_PER_MINUTE, "%d more TLS handshakes failed")
+        self.gate = gate
         self.limit = raise_descriptor_limit()
         self.capacity = max(1, self.limit - _open_descriptors() - RESERVED_DESCRIPTORS)
         self.open = 0
@@ -89,7 +78,7 @@ class Acceptor:
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
         # Elsewhere, and with TLS, each connection gets a transport of the event loop, which costs more.
-        self._poller = Poller(self._loop) if HAVE_EPOLL and tls is None else None
+        self._poller = Poller(self._loop) if HAVE_EPOLL and gate is None else None
         self._tasks: set[asyncio.Task[object]] = set()
         self._accepting = False
         self._wanted = False
@@ -174,34 +163,25 @@ class Acceptor:
             return
         conn, address = self._sock.accept()
         self.open += 1
-        task = self._loop.create_task(self._adopt(conn, address))
+        task = self._loop.create_task(self._adopt(conn, address[0]))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _adopt(self, conn: socket.socket, address: tuple[str, int]) -> None:
+    async def _adopt(self, conn: socket.socket, peer: str) -> None:
+        adopted = False
         try:
             conn.setblocking(False)
-            if self.tls is None:
-                await self._loop.connect_accepted_socket(self._protocol, conn)
+            if self.gate is not None:
+                adopted = await self.gate.admit(conn, peer)
             else:
-                await self._loop.connect_accepted_socket(
-                    self._protocol,
-                    conn,
-                    ssl=self.tls,
-                    ssl_handshake_timeout=self._tls_timeout,
-                    ssl_shutdown_timeout=self._tls_timeout,
-                )
-        except OSError as error:
-            # The peer was gone before the transport was there, or speaks no TLS that we do.
-            if self.tls is not None:
-                reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
-                self._tls_log.tell("a TLS handshake with %s:%d failed: %s", address[0], address[1], reason)
-            conn.close()
-            self.closed()
-
-    def tell_rest(self) -> None:
-        """Log how many TLS handshakes failed without a line of their own; to be called now and then."""
-        self._tls_log.tell_rest()
+                await self._loop.connect_accepted_socket(self._protocol, conn)
+                adopted = True
+        except OSError:
+            pass  # the peer was gone before the transport was there
+        finally:
+            if not adopted:
+                conn.close()
+                self.closed()
 
     def _tell(self, reason: str) -> None:
         if not self._told:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from typing import Final, Self
+from typing import Final
 
-from freeim.config import Options
 from freeim.node.http import Refusal
 
 IPV6_PREFIX: Final = 64
@@ -44,13 +43,6 @@ class AddressLimits:
         self._open: Counter[str] = Counter()
         self._requests: Counter[str] = Counter()
         self._networks: dict[object, str] = {}
-
-    @classmethod
-    def of(cls, options: Options) -> Self | None:
-        """Return the limits that the options ask for, or None: nothing is counted that has no limit."""
-        if not options.max_per_address and not options.handshakes_per_address:
-            return None
-        return cls(options.max_per_address, options.handshakes_per_address)
 
     def enter(self, holder: object, address: str) -> bool:
         """Count a socket.

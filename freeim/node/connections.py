@@ -12,7 +12,7 @@ from freeim._core import Client, Connection, Fanout, Router
 from freeim.config import Options
 from freeim.errors import CloseCode
 from freeim.names import Names, connect_url, owners, system_id
-from freeim.node.address_limits import AddressLimits
+from freeim.node.admission import Admission
 from freeim.node.decode import BadPayload, decode_token
 from freeim.node.handshake import Handshake
 from freeim.node.http import Refusal, Request, token_of, websocket_key
@@ -21,7 +21,6 @@ from freeim.node.session import Session
 from freeim.node.sparse_log import SparseLog
 from freeim.node.terminal import PING, Terminal, close_frame
 from freeim.node.timers import Deadlines, PingWheel
-from freeim.origins import Origins
 
 log = logging.getLogger("freeim")
 
@@ -30,9 +29,6 @@ TICK: Final = 0.1
 
 TOO_SLOW_PER_MINUTE: Final = 20
 """Log lines about terminals that read too slowly; the rest of the minute is counted."""
-
-LIMITED_PER_MINUTE: Final = 20
-"""The same of connections that a limit refuses or cuts."""
 
 CLOSES_PER_TURN: Final = 500
 """Connections that a stopping node closes before the loop looks at anything else."""
@@ -71,14 +67,9 @@ class Connections:
         self.system = system_id(options.ids)
         self.fanout = Fanout(self._loop.call_soon, self._too_slow, options.queue_limit, options.node_queue_limit)
         self._slow_log = SparseLog(logging.INFO, TOO_SLOW_PER_MINUTE, "cut %d more connections that read too slowly")
-        self.limit_log = SparseLog(logging.INFO, LIMITED_PER_MINUTE, "a limit refused or cut %d more connections")
-        self._origins = Origins(options.origins) if options.origins else None
-        self._addresses = AddressLimits.of(options)
+        self.admission = Admission(options)
         self._attached = 0
         """Connections from the begin of their opening until their socket is gone."""
-        self._inbound: dict[Terminal, int] = {}
-        """Bytes that came in the present second."""
-        self._second = 0.0
         self.router: Router | None = None
         self._handshakes: Deadlines[Handshake] = Deadlines(options.handshake_timeout, self._handshake_expired)
         self._lingering: Deadlines[Handshake] = Deadlines(options.close_timeout, Handshake.timed_out)
@@ -127,15 +118,8 @@ class Connections:
             assert handshake.transport is not None
             handshake.transport.abort()
         self._handshakes.start(handshake, self._loop.time())
-        if self._addresses is not None:
-            self._enter_address(handshake)
-
-    def _enter_address(self, handshake: Handshake) -> None:
-        assert self._addresses is not None
-        assert handshake.transport is not None
-        address = handshake.address
-        if address is not None and not self._addresses.enter(handshake, address):
-            self.limit_log.tell("cut a connection of %s: it has far more than --max-per-address allows", handshake.peer)
+        if not self.admission.admit(handshake):
+            assert handshake.transport is not None
             handshake.transport.abort()
 
     def request(self, handshake: Handshake, request: Request) -> None:
@@ -150,8 +134,8 @@ class Connections:
         if request.path != self.options.path:
             raise Refusal(404, f"nothing is served here; the WebSocket endpoint is {self.options.path}")
         handshake.key = websocket_key(request)
-        self._check_origin(request)
-        self._check_limits(handshake)
+        self.admission.check(handshake, request)
+        self._check_room()
         self._check_ready()
         handshake.token = token_of(request)
         self._session.send(lambda reply: self._token_read(handshake, reply), "GET", self._names.token(handshake.token))
@@ -169,21 +153,6 @@ class Connections:
             handshake.answer(request, 200, "ready, without CLIENT TRACKING: channel messages cost a look-up each")
         else:
             handshake.answer(request, 200, "ready")
-
-    def _check_origin(self, request: Request) -> None:
-        """Refuse what a page of another site asks for. A browser always says whose page it is, and nobody else has to.
-
-        A page can connect wherever it likes: here it is only the token that lets it in, which this backs up.
-        """
-        origin = request.headers.get("origin")
-        if self._origins is not None and origin is not None and not self._origins.allow(origin):
-            log.debug("the origin %.200s is not in --origins", origin)
-            raise Refusal(403, "pages of this origin may not connect; --origins lists those that may")
-
-    def _check_limits(self, handshake: Handshake) -> None:
-        if self._addresses is not None:
-            self._addresses.check(handshake)
-        self._check_room()
 
     def _check_room(self) -> None:
         limit = self.options.max_connections
@@ -276,7 +245,7 @@ class Connections:
             assert self.router is not None
             self.living[connection.number] = connection
             self.router.confirm(connection)
-            if self.options.max_per_client:
+            if self.options.per_client_policy == "replace-oldest":
                 self._replace_oldest(connection.client)
             self._upgrade_if_ready(connection)
         elif reply == FENCED:
@@ -294,8 +263,8 @@ class Connections:
     def _replace_oldest(self, client: Client) -> None:
         """Close the connections beyond the limit of a client that has just got one, the oldest first.
 
-        With the policy "reject" there are none. Only those that Redis has counted are looked at: an opening whose token
-        turns out to be used must cost nobody anything.
+        Only those that Redis has counted are looked at: an opening whose token turns out to be used must cost nobody
+        anything. Without a limit, which is 0, the slice is empty.
         """
         counted = [connection for connection in client.connections if connection.number in self.living]
         counted.sort(key=lambda connection: connection.number)
@@ -341,8 +310,7 @@ class Connections:
         transport.resume_reading()
         terminal = Terminal(self, connection, transport)
         connection.owner = terminal
-        if self._addresses is not None:
-            self._addresses.hand_over(handshake, terminal)
+        self.admission.hand_over(handshake, terminal)
         terminal.start(key, rest)
 
     def opened(self, terminal: Terminal) -> None:
@@ -419,7 +387,6 @@ class Connections:
         self._closing.finish(terminal)
         self._pings.remove(terminal, terminal.ping_slot)
         self._leave(connection)
-        self._inbound.pop(terminal, None)
         self._socket_gone(terminal)
 
     def _leave(self, connection: Connection) -> None:
@@ -431,8 +398,7 @@ class Connections:
 
     def _socket_gone(self, holder: Handshake | Terminal) -> None:
         self.accepted -= 1
-        if self._addresses is not None:
-            self._addresses.leave(holder)
+        self.admission.leave(holder)
         if not (self.accepted if self._stopped else self.living):
             self._emptied.set()
         if self.on_closed is not None:
@@ -453,17 +419,7 @@ class Connections:
     def tell_rest(self) -> None:
         """Log how many were cut without a line of their own since the last call; to be called now and then."""
         self._slow_log.tell_rest()
-        self.limit_log.tell_rest()
-
-    def may_send(self, terminal: Terminal, size: int) -> bool:
-        """Count what a terminal has sent, and close it where that is too much for one second."""
-        limit = self.options.inbound_rate
-        if not limit:
-            return True
-        sent = self._inbound[terminal] = self._inbound.get(terminal, 0) + size
-        if sent > limit:
-            terminal.fail(CloseCode.MESSAGE_TOO_BIG, "too much sent in a second")
-        return sent <= limit
+        self.admission.log.tell_rest()
 
     def _cut(self, terminal: Terminal) -> None:
         transport = terminal.connection.transport
@@ -481,11 +437,7 @@ class Connections:
         now = self._loop.time()
         for deadlines in (self._handshakes, self._lingering, self._closing):
             deadlines.expire(now)
-        if now - self._second >= 1.0:
-            self._second = now
-            self._inbound.clear()
-            if self._addresses is not None:
-                self._addresses.next_second()
+        self.admission.look_at_clock(now)
 
     def _turn(self) -> None:
         self._timers[1] = self._loop.call_later(self._pings.turn_seconds, self._turn)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from freeim._core import Connection
 from freeim.node.http import Refusal, Request, parse_head, response
+from freeim.node.proxy_protocol import SIGNATURE, WORD, read_header
 
 if TYPE_CHECKING:
     from freeim.node.connections import Connections
@@ -45,10 +46,13 @@ class Handshake(asyncio.Protocol):
         "_buffer",
         "_connections",
         "_head_done",
+        "address",
         "connection",
         "finished",
+        "from_proxy",
         "half_closed",
         "key",
+        "proxy_read",
         "token",
         "transport",
     )
@@ -56,6 +60,12 @@ class Handshake(asyncio.Protocol):
     def __init__(self, connections: Connections) -> None:
         self.transport: asyncio.Transport | None = None
         self.connection: Connection | None = None
+        self.address: str | None = None
+        """Where it comes from, as far as is known; None where that does not matter."""
+        self.from_proxy = False
+        """So far that is a trusted proxy, which may say more."""
+        self.proxy_read = False
+        """A PROXY header was read, or none can come any more."""
         self.key = ""
         self.token = ""
         self.finished = False
@@ -66,16 +76,17 @@ class Handshake(asyncio.Protocol):
         self._head_done = False
 
     @property
-    def address(self) -> str | None:
-        """The address that the terminal comes from, without its port; None where the peer has gone."""
+    def peer_address(self) -> str | None:
+        """The address of the peer, without its port; None where it has gone."""
         name = self._peer_name
         return name[0] if name else None
 
     @property
     def peer(self) -> str:
-        """The address and port of the peer, for the log."""
+        """Where the terminal is, and through which proxy, for the log."""
         name = self._peer_name
-        return f"{name[0]}:{name[1]}" if name else "a peer that has gone"
+        peer = f"{name[0]}:{name[1]}" if name else "a peer that has gone"
+        return peer if self.address in (None, self.peer_address) else f"{self.address} through {peer}"
 
     @property
     def _peer_name(self) -> Any:
@@ -101,9 +112,13 @@ class Handshake(asyncio.Protocol):
                 self.transport.pause_reading()
             return
         try:
+            if self.from_proxy and not self.proxy_read and not self._read_proxy_header():
+                return
             # Some clients send an empty line first (RFC 9112, section 2.2).
             while self._buffer.startswith(b"\r\n"):
                 del self._buffer[:2]
+            if self._buffer.startswith(SIGNATURE.lstrip()):
+                raise _stranger()
             if not self._buffer[:1].isalpha() and self._buffer:
                 raise Refusal(400, "this is no HTTP request; a node speaks TLS only with --tls-cert")
             end = self._buffer.find(_HEAD_END)
@@ -111,12 +126,27 @@ class Handshake(asyncio.Protocol):
                 raise Refusal(431, f"the request head is longer than {max_head} bytes")
             if end < 0:
                 return
+            if self._buffer.startswith(WORD):
+                raise _stranger()
             head = bytes(self._buffer[:end])
             del self._buffer[: end + len(_HEAD_END)]
             self._head_done = True
             self._connections.request(self, parse_head(head))
         except Refusal as refusal:
             self.refuse(refusal)
+
+    def _read_proxy_header(self) -> bool:
+        """Read what a trusted proxy may send first; False where more must come, or the connection was cut."""
+        header = read_header(self._buffer)
+        if header is None:
+            return False
+        self.proxy_read = True
+        del self._buffer[: header.size]
+        if header.source is None or self._connections.admission.place(self, header.source):
+            return True
+        if self.transport is not None:
+            self.transport.abort()
+        return False
 
     def eof_received(self) -> bool:
         self.half_closed = True
@@ -154,7 +184,7 @@ class Handshake(asyncio.Protocol):
     def refuse(self, refusal: Refusal) -> None:
         """Answer with an error status and end the connection."""
         # Limits are there for those who come by the thousand.
-        tell = self._connections.limit_log.tell if refusal.status == 429 else log.info
+        tell = self._connections.admission.log.tell if refusal.status == 429 else log.info
         tell("refused %s with %d: %s", self.peer, refusal.status, refusal.reason)
         self._finish(response(refusal.status, refusal.reason, *refusal.headers))
 
@@ -169,3 +199,7 @@ class Handshake(asyncio.Protocol):
             transport.close()
         elif end_side(transport):
             self._connections.linger(self)
+
+
+def _stranger() -> Refusal:
+    return Refusal(400, "a PROXY header from a peer that is not in --trusted-proxies")

@@ -27,6 +27,7 @@ from freeim.node.presence import Presence
 from freeim.node.redis_watch import RedisWatch
 from freeim.node.session import Session
 from freeim.node.tls import server_context
+from freeim.node.tls_gate import TlsGate
 from freeim.redis_url import RedisAddress, parse_redis_url
 
 log = logging.getLogger("freeim")
@@ -98,9 +99,9 @@ class Node:
             self.on_received = self._bus.on_received
             self._redis_watch = RedisWatch(self._session, self._bus)
             self._connections.router = self._bus.router
-            self._acceptor = Acceptor(
-                self._sock, lambda: Handshake(self._connections), server_context(options), options.handshake_timeout
-            )
+            tls = server_context(options)
+            gate = None if tls is None else TlsGate(tls, self._connections, options.handshake_timeout)
+            self._acceptor = Acceptor(self._sock, lambda: Handshake(self._connections), gate)
             self._connections.on_closed = self._acceptor.closed
             self._acceptor.check_capacity(options.max_connections)
             await self._session.start(self._take)
@@ -152,8 +153,9 @@ class Node:
         Raises:
             ConfigError: They cannot be used. The node goes on with those it has.
         """
-        if self.options.tls_cert is not None:
-            self._acceptor.tls = server_context(self.options)
+        context, gate = server_context(self.options), self._acceptor.gate
+        if context is not None and gate is not None:
+            gate.context = context
             log.info("read the TLS certificate %s again; new connections get it", self.options.tls_cert)
 
     async def _locate_redis(self) -> RedisAddress:
@@ -261,7 +263,8 @@ class Node:
         await self._redis_watch.beat()
         self._bus.tell_losses()
         self._connections.tell_rest()
-        self._acceptor.tell_rest()
+        if self._acceptor.gate is not None:
+            self._acceptor.gate.tell_rest()
 
     async def _renew(self) -> bool:
         try:

@@ -89,7 +89,10 @@ class Terminal(asyncio.Protocol):
     # ---- asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
-        if self._broken or not self._connections.may_send(self, len(data)):
+        if self._broken:
+            return
+        if not self._connections.admission.count(self, len(data)):
+            self.fail(CloseCode.MESSAGE_TOO_BIG, "too much sent in a second")
             return
         if self._reader is None:
             if self._read_usual(data):

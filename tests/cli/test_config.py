@@ -51,6 +51,7 @@ def test_the_defaults_are_those_that_are_promised() -> None:
         "log_level": "info",
         "tls_cert": None,
         "tls_key": None,
+        "trusted_proxies": (),
         "origins": (),
         "max_connections": 0,
         "max_per_client": 0,

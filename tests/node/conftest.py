@@ -19,6 +19,7 @@ ON_BOTH_TRANSPORTS = {
     "test_health",
     "test_limits",
     "test_origins",
+    "test_proxies",
     "test_refused",
     "test_slow_terminals",
     "test_tls",

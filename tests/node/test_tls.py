@@ -8,6 +8,7 @@ import logging
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -21,7 +22,8 @@ from freeim.errors import ConfigError
 from freeim.node import Node
 from tests.certificates import Certificates
 from tests.cli.command import Server, free_ports, run
-from tests.node.harness import Peer, Raw, Running, bounded, direct, frame, refused, running, told, until
+from tests.node.harness import Peer, Raw, Running, bounded, direct, frame, head, refused, running, told, until
+from tests.node.proxy_headers import block, line
 from tests.servers import RedisServer
 
 
@@ -204,6 +206,80 @@ async def test_a_reload_without_tls_does_nothing(redis_server: RedisServer) -> N
     async with running(redis_server) as run:
         run.node.reload_tls()
         await run.connect(1)
+
+
+async def behind_proxy(run: Running, certificates: Certificates, start: bytes) -> ssl.SSLSocket:
+    """Connect as a proxy does that passes TLS on, behind its header, and return the terminal's end."""
+    sock = socket.create_connection(("127.0.0.1", run.node.port), timeout=10)
+    for byte in start:
+        sock.sendall(bytes([byte]))
+    return await asyncio.to_thread(certificates.trust.wrap_socket, sock, server_hostname="localhost")
+
+
+@pytest.mark.parametrize("header", [line, block])
+async def test_a_proxy_that_passes_tls_on_says_before_it_where_the_terminal_is(
+    redis_server: RedisServer, certificates: Certificates, caplog: pytest.LogCaptureFixture, header: Any
+) -> None:
+    caplog.set_level(logging.INFO)
+    options = {"trusted_proxies": ("127.0.0.1",), "max_per_address": 2, **certificates.options}
+    async with running(redis_server, **options) as run:
+        socks = []
+        for address in ("203.0.113.1", "203.0.113.2") * 2:
+            socks.append(sock := await behind_proxy(run, certificates, header(address)))
+            sock.sendall(run.request(run.token(1)))
+            assert b" 101 " in await asyncio.to_thread(sock.recv, 4096)
+        socks.append(third := await behind_proxy(run, certificates, header("203.0.113.1")))
+        third.sendall(run.request(run.token(1)))
+        assert b" 429 " in await asyncio.to_thread(third.recv, 4096)
+        assert any("refused 203.0.113.1 through 127.0.0.1:" in line for line in told(caplog))
+        third.close()
+        # Without the header, the proxy's own probe; and a proxy of its own TLS, which says it in HTTP.
+        raw = await raw_secure(run, certificates)
+        raw.send(head("/ws?token=x", "X-Forwarded-For: 203.0.113.3"))
+        assert (await raw.response())[0] == 401
+        assert any("refused 203.0.113.3 through" in line for line in told(caplog))
+        for sock in socks:
+            sock.close()
+
+
+async def test_a_header_before_tls_that_is_wrong_or_of_a_stranger_ends_the_connection(
+    redis_server: RedisServer, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for trusted, start, reason in (
+        (("127.0.0.1",), b"PROXY TCP4 x y 1 2\r\n", "malformed PROXY header"),
+        (("127.0.0.1",), b"PROXY TCP4 1.2", "no answer in time"),
+        (("127.0.0.1",), b"", "no answer in time"),
+        (("127.0.0.9",), line("203.0.113.1"), ""),
+    ):
+        caplog.clear()
+        options = {"trusted_proxies": trusted, "handshake_timeout": 0.3, **certificates.options}
+        async with running(redis_server, **options) as run:
+            raw = await run.raw()
+            raw.send(start)
+            with contextlib.suppress(ConnectionError):
+                await raw.rest()
+            await until(lambda: run.node._acceptor.open == 0)
+            [line_] = [each for each in told(caplog) if "TLS handshake" in each]
+            assert reason in line_
+
+
+async def test_addresses_are_limited_before_the_handshake_of_tls(
+    redis_server: RedisServer, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with running(redis_server, max_per_address=2, handshake_timeout=60, **certificates.options) as run:
+        for _ in range(4):
+            await run.raw()
+        await until(lambda: run.node._acceptor.open == 4)
+        beyond = await run.raw()
+        with contextlib.suppress(ConnectionError):
+            assert await beyond.rest() == b""
+        assert any("far more than --max-per-address" in line for line in told(caplog))
+        for raw in run._raw:
+            raw.close()
+        await until(lambda: run.node._acceptor.open == 0)
+        await secure(run, certificates, 1)
 
 
 async def test_a_node_that_stops_tells_its_terminals_and_waits_for_no_handshake(
