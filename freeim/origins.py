@@ -21,6 +21,12 @@ def _split(origin: str) -> tuple[str, bool, str, str] | None:
     return found[1], bool(found[2]), found[3], found[4] or _DEFAULT_PORTS.get(found[1], "")
 
 
+def is_origin(text: str) -> bool:
+    """Whether a text is a single origin, as a browser sends it."""
+    parts = _split(text)
+    return text == NULL or (parts is not None and not parts[1])
+
+
 def check_origin(text: str) -> None:
     """Check one entry of the list.
 

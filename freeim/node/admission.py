@@ -10,13 +10,16 @@ from freeim.node.address_limits import AddressLimits
 from freeim.node.http import Refusal, Request
 from freeim.node.proxies import Proxies
 from freeim.node.sparse_log import SparseLog
-from freeim.origins import Origins
+from freeim.origins import Origins, is_origin
 
 if TYPE_CHECKING:
     from freeim.node.handshake import Handshake
     from freeim.node.terminal import Terminal
 
 log = logging.getLogger("freeim")
+
+LONGEST_SHOWN: Final = 100
+"""Characters of an origin that is logged; a token has more."""
 
 LINES_PER_MINUTE: Final = 20
 """Log lines about connections that a limit refuses or cuts; the rest of the minute is counted."""
@@ -87,7 +90,9 @@ class Admission:
     def _check_origin(self, origins: Origins, origin: str | None) -> None:
         # A browser always says whose page it is, and nobody else has to.
         if origin is not None and not origins.allow(origin):
-            log.debug("the origin %.200s is not in --origins", origin)
+            # Only what a browser would send: in anything else a client could have put anything, its token too.
+            known = len(origin) <= LONGEST_SHOWN and is_origin(origin)
+            log.debug("the origin %s is not in --origins", origin if known else "of the request")
             raise Refusal(403, "pages of this origin may not connect; --origins lists those that may")
 
     def _look_behind_proxy(self, handshake: Handshake, request: Request) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from freeim.config import Options
 from freeim.errors import ConfigError
 from freeim.origins import Origins
-from tests.node.harness import Running, head, running
+from tests.node.harness import Running, head, running, told
 from tests.servers import RedisServer
 
 LISTED = ("https://app.example.com", "https://*.example.org", "http://localhost:8000", "capacitor://localhost", "null")
@@ -28,6 +30,21 @@ async def test_a_page_of_another_origin_is_refused_and_the_token_stays_good(redi
         assert await status_from(run, "unknown", "Origin: https://evil.example") == 403, "it tells nothing of tokens"
         assert await status_from(run, token, "Origin: https://app.example.com") == 101
         assert await status_from(run, run.token(2)) == 101, "a client without the header is no browser"
+
+
+async def test_the_log_says_which_origin_was_refused_for_who_must_list_it(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with running(redis_server, origins=("https://a.example",)) as run:
+        for origin in ("https://b.example:8443", "null", "https://b.example/path", "https://" + "b" * 100):
+            assert (await run.http(head("/ws", f"Origin: {origin}")))[0] == 403
+    assert [line for line in told(caplog, logging.DEBUG) if "origin" in line and "refused" not in line] == [
+        "the origin https://b.example:8443 is not in --origins",
+        "the origin null is not in --origins",
+        "the origin of the request is not in --origins",
+        "the origin of the request is not in --origins",
+    ]
 
 
 async def test_the_check_of_the_origin_comes_after_426_and_before_the_limits(redis_server: RedisServer) -> None:
