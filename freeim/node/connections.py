@@ -191,8 +191,9 @@ class Connections:
                 if handshake.half_closed:
                     raise Refusal(400, "the terminal ended its side of the connection before it was answered")
                 self._check_room()  # again: others may have come while Redis was asked
-                self._check_client(str(client_id).encode())
-                self._open(handshake, str(client_id).encode(), token_json)
+                text = str(client_id).encode()
+                self._check_client(text)
+                self._open(handshake, text, token_json)
             else:
                 self._misdirect(handshake, owner)
         except Refusal as refusal:

@@ -119,9 +119,12 @@ async def test_a_terminal_that_does_not_read_is_cut_and_the_others_get_everythin
         await bounded(asyncio.to_thread(slow.do_handshake))
         slow.sendall(run.request(run.token(1)))
         await until(lambda: run.online == {"1": "1", "2": "1"})
+        most = 0
         for _ in range(200):
             run.publish(direct([1, 2], "x" * 100_000))
             assert await other.next() == f'"{"x" * 100_000}"'
+            most = max(most, run.node._connections.fanout.waiting)
+        assert 500_000 < most < 2_000_000, "it counts for the node, too"
         await until(lambda: run.online == {"2": "1"}, "cut")
         assert run.node._connections.fanout.too_slow == 1
         assert await other.fence() == []
@@ -159,6 +162,27 @@ async def test_who_begins_a_handshake_and_stops_is_cut_in_time(
             await until(lambda: run.node._acceptor.open == 0)
         late = await raw_secure(run, certificates)  # and who stops right behind it
         assert (await late.response())[0] == 408
+
+
+async def test_who_ends_tls_while_redis_is_asked_leaves_nothing_behind(
+    own_redis_server: RedisServer, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(own_redis_server, **certificates.options) as run:
+        sock = socket.create_connection(("127.0.0.1", run.node.port), timeout=10)
+        leaving = await asyncio.to_thread(certificates.trust.wrap_socket, sock, server_hostname="localhost")
+        request = run.request(run.token(1))
+        handshakes = run.node._connections._handshakes
+        own_redis_server.pause()
+        try:
+            leaving.sendall(request)
+            await until(lambda: [handshake.token for handshake in handshakes.things() if handshake.token])
+            (await asyncio.to_thread(leaving.unwrap)).close()
+            await until(lambda: run.node._connections.accepted == 0)
+        finally:
+            own_redis_server.resume()
+        await run.settled()
+        assert run.online == {}
+        assert [record.name for record in caplog.records if record.name == "asyncio"] == []
 
 
 async def test_old_versions_of_tls_are_refused(redis_server: RedisServer, certificates: Certificates) -> None:
@@ -290,6 +314,7 @@ async def test_a_node_that_stops_tells_its_terminals_and_waits_for_no_handshake(
         await run.raw()
         await until(lambda: run.node._acceptor.open == 2)
         await bounded(run.node.stop(), 5)
+        await until(lambda: not run.node._acceptor._tasks, "no handshake is left", 2)
         assert await peer.ended() == (1012, "service restart")
         assert run.online == {}
 
