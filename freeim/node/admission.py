@@ -41,7 +41,7 @@ class Admission:
         if options.max_per_address or options.handshakes_per_address:
             self._addresses = AddressLimits(options.max_per_address, options.handshakes_per_address)
         self._inbound_rate = options.inbound_rate
-        self._inbound: dict[Terminal, int] = {}
+        self._inbound: dict[Handshake | Terminal, int] = {}
         """Bytes that came in the present second."""
         self._second = 0.0
 
@@ -117,6 +117,7 @@ class Admission:
 
     def leave(self, holder: Handshake | Terminal) -> None:
         """A socket is gone."""
+        self._inbound.pop(holder, None)
         if self._addresses is not None:
             self._addresses.leave(holder)
 
