@@ -7,15 +7,19 @@ Behind the sockets is nobody: all connections share a UDP socket, which takes ev
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import hiredis
 
+import freeim.node.bus
 from bench.publisher import text
 from freeim import envelope
-from freeim._core import Connection, Fanout, RespStream
+from freeim._core import Connection, Fanout, RespStream, Router
 from freeim.config import Options
 from freeim.names import Names
 from freeim.node.bus import Bus
@@ -28,8 +32,10 @@ ROOM: Final = 100
 """Members of the channel that ``room`` sends to."""
 SIZE: Final = 128
 
-KINDS: Final = {"direct": 1, "room": ROOM, "broadcast": CONNECTIONS, "burst": CONNECTIONS}
-"""What is sent, and to how many each."""
+KINDS: Final = {"direct": 1, "room": ROOM, "broadcast": CONNECTIONS, "burst": CONNECTIONS, "join": 1, "join_all": 1}
+"""What is sent, and to how many each; or who joins and leaves, the channel of `ROOM` or that of everybody."""
+
+CHANNELS: Final = {"join": b"room", "join_all": b"all"}
 
 BURST: Final = 100
 """Messages of one read from Redis, for ``burst``; else each message is a read of its own."""
@@ -47,10 +53,22 @@ def payloads(kind: str, count: int) -> list[bytes]:
 
 
 def reads(kind: str, count: int) -> list[bytes]:
-    """Return the same as Redis sends it, a read from its socket each."""
+    """Return the same as Redis sends it, a read from its socket each; two for a join or leave."""
+    if kind.startswith("join"):
+        return [data for number in range(count) for data in _membership(kind, number)]
     pushes = [b">3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$%d\r\n%b\r\n" % (len(each), each) for each in payloads(kind, count)]
     step = BURST if kind == "burst" else 1
     return [b"".join(pushes[at : at + step]) for at in range(0, count, step)]
+
+
+def _membership(kind: str, number: int) -> tuple[bytes, bytes]:
+    """Return an invalidation, and the answer to the re-read: each client changes sides, and back."""
+    client = b"%d" % (ROOM + 1 + number // 2 % (CONNECTIONS - ROOM))
+    key = b"pClient" + client
+    push = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$%d\r\n%b\r\n" % (len(key), key)
+    channel = CHANNELS[kind]
+    # So the small channel stays small, and the other one large.
+    return push, b"*0\r\n" if number % 2 == (kind == "join") else b"*1\r\n$%d\r\n%b\r\n" % (len(channel), channel)
 
 
 class _Transport(asyncio.WriteTransport):
@@ -59,14 +77,19 @@ class _Transport(asyncio.WriteTransport):
 
 
 async def run(kind: str, count: int, made: int) -> int:
-    """Deliver the first messages of those that are made, and return how many deliveries that were."""
+    """Handle the first messages, or changes of membership, of those that are made.
+
+    Returns:
+        How many deliveries that were, or how many memberships were read again.
+    """
     options, names = Options(node="n"), Names("p")
     session = Session(_nowhere, "c", _NobodyHears())
     connections = Connections(options, names, session, Presence(session, names, options))
+    # One walk and one slice, however slow the machine: else the count depends on the clock.
+    freeim.node.bus.Router = partial(Router, slice_ms=1e9)  # type: ignore[assignment, attr-defined, misc]
     bus = Bus(options, names, session, connections, _ignore, _ignore)
     connections.router = router = bus.router
     router.open = True
-    # One walk, however slow the machine: else the count depends on the clock.
     connections.fanout = Fanout(_ignore, _ignore, options.queue_limit, options.node_queue_limit, slice_ms=1e9)
     router.set_tracking(True)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink, socket.socket(type=socket.SOCK_DGRAM) as far:
@@ -76,7 +99,7 @@ async def run(kind: str, count: int, made: int) -> int:
         for number in range(1, CONNECTIONS + 1):
             connection = Connection(connections.fanout, number, "{}", None)
             client = router.attach(str(number).encode(), connection)
-            router.members(client, [b"room"] if number <= ROOM else [])
+            router.members(client, [b"all"] if kind == "join_all" else [b"room"] if number <= ROOM else [])
             router.confirm(connection)
             connection.attach_transport(transport, sink.fileno())
         stream = RespStream(
@@ -87,11 +110,26 @@ async def run(kind: str, count: int, made: int) -> int:
             _ignore,
             slice_ms=1e9,
         )
+        session._reader = reader = _Reader(stream)  # type: ignore[assignment]
         before = router.deliveries
-        for data in reads(kind, made)[: -(-count // BURST) if kind == "burst" else count]:
+        each = {"burst": 1 / BURST, "join": 2, "join_all": 2}.get(kind, 1)
+        for data in reads(kind, made)[: math.ceil(count * each)]:
             stream.receive(data)
             bus.on_received(True)
-        return router.deliveries - before
+        return router.deliveries - before or reader.sent
+
+
+class _Reader:
+    """What sends commands to Redis on the connection of the stream, as `RedisLink` does."""
+
+    def __init__(self, stream: RespStream) -> None:
+        self._stream = stream
+        self.sent = 0
+
+    def send(self, callback: Callable[[Any], None], *args: str | bytes | int) -> None:
+        self._stream.waiting.append(callback)
+        hiredis.pack_command(args)  # type: ignore[arg-type]  # its stub allows one argument only
+        self.sent += 1
 
 
 class _NobodyHears:

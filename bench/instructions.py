@@ -32,6 +32,8 @@ MEANINGS: Final = {
     "room": f"a message to a channel of {ROOM}, one a read",
     "broadcast": f"a message to all {CONNECTIONS}, one a read",
     "burst": f"{BURST} messages to all {CONNECTIONS} in one read",
+    "join": f"no delivery: a client joins or leaves a channel of {ROOM}: invalidation, re-read, tables",
+    "join_all": f"the same with a channel of {CONNECTIONS}",
 }
 
 

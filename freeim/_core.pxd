@@ -44,14 +44,15 @@ cdef class Client:
         readonly bint pending         # messages wait in the window: from `since` on, until settle()
         readonly bint established     # at least one connection's opening has been confirmed
         readonly bint tracked         # its Client hash was read at least once, so Redis may track the key
-        long long since
+        long long since               # position of the first message that waits
+        long long settled             # position at which it last stopped waiting: what is before it has been replayed
 
 
 @cython.final
 cdef class Channel:
     cdef:
         bytes name
-        dict members                  # Client -> None: only clients of this node, each with `self` in its channels
+        dict members                  # Client -> itself: only clients of this node, each with `self` in its channels
 
 
 @cython.final
@@ -66,6 +67,7 @@ cdef class Connection:
         readonly bint held            # before its 101: frames are kept, nothing is sent
         readonly bint blocked         # the transport has bytes queued: send(2) would overtake them
         readonly bint closing         # a Close frame is in the queue or beyond; nothing may follow it
+        bint copies                   # the transport is asyncio's, whose queue has a copy of what it is given
         public bint awaiting_pong
         public int close_code         # of the Close frame that this node decided on; 0 = none yet
         bint dirty                    # in Fanout's list of connections to flush
@@ -89,12 +91,17 @@ cdef class Fanout:
         Py_ssize_t _next              # the first one that this walk has not flushed
         bint _scheduled
         bint _spent                   # this turn of the loop has had its slice already
+        double _held_until            # when a read that is half handled has kept the walk for long enough; 0: not yet
         public bint midread           # a read from Redis is half handled: its rest is to leave in the same writes
         double _slice                 # seconds
         readonly Py_ssize_t queue_limit   # bytes that may wait for one slow receiver
-        readonly Py_ssize_t node_queue_limit  # bytes that may wait for all of them together
-        readonly Py_ssize_t waiting   # bytes that do wait: the sum of `_slow`
+        readonly Py_ssize_t node_queue_limit  # bytes of memory that may be in all queues together
+        readonly Py_ssize_t waiting   # bytes that wait: the sum of `_slow`
         dict _slow                    # Connection -> bytes that its transport has queued; only blocked ones
+        readonly Backlog backlog      # the memory of the queues that hold references
+        Py_ssize_t _copied            # and of those that hold copies
+        bint _relieving               # a further slice of cutting connections is due
+        list _relief                  # heap of those that may be cut, between two slices
         char* _scratch                # frames of one connection are joined here for one send(2)
         Py_ssize_t _scratch_size
         object _on_too_slow
@@ -104,8 +111,10 @@ cdef class Fanout:
     cdef NoResult add(self, Connection connection) except NoResult.FAILED
     cdef NoResult _schedule(self) except NoResult.FAILED
     cdef bint _walk(self) except -1
+    cdef bint _is_held(self) noexcept
+    cdef Py_ssize_t _memory(self) noexcept
+    cdef tuple _relief_of(self, Connection connection)
     cdef NoResult count(self, Connection connection, Py_ssize_t size) except NoResult.FAILED
-    cdef _relieve(self)
     cdef _too_slow(self, Connection connection, Py_ssize_t waiting, bint of_node)
     cdef char* scratch(self, Py_ssize_t size) except NULL
 
@@ -130,6 +139,10 @@ cdef class Router:
         object _on_reread             # (client): send HKEYS for it, now
         object _on_force_offline      # (client)
         object _on_other              # (payload, message or None): what `take` leaves to Python
+        double _slice                 # seconds
+        int _look                     # clients between two looks at the clock
+        list _rest                    # clients, or receivers, that `_last` has not reached yet; None if there are none
+        Message _last                 # message, while `_rest` is something
         readonly long long deliveries
 
     cdef _drop(self, Client client)
@@ -138,6 +151,9 @@ cdef class Router:
     cdef NoResult _begin_pending(self, Client client) except NoResult.FAILED
     cdef NoResult _take_in(self, Message message) except NoResult.FAILED
     cdef NoResult _route(self, Message message) except NoResult.FAILED
+    cdef NoResult _to_receivers(self, Message message, list receivers) except NoResult.FAILED
+    cdef bint _is_due(self, Client client, Message message) noexcept
+    cdef NoResult _spread(self, dict clients, Message message) except NoResult.FAILED
     cdef NoResult _replay(self, Client client) except NoResult.FAILED
     cdef NoResult _deliver_direct(self, Client client, Message message) except NoResult.FAILED
     cdef NoResult _deliver(self, Client client, Message message) except NoResult.FAILED
@@ -152,15 +168,34 @@ cdef class RespStream:
         object _waiting               # deque of callables, or Clients whose HKEYS is under way, in order of sending
         object _on_push
         object _on_message            # (payload) for what is published to `_channel`
+        object _rest                  # goes on with what the last message asks for; None where nothing is left
         object _on_invalidate         # (list of keys, or None for all)
         double _slice                 # seconds
+
+    cdef bint _go_on(self) except -1
+
+
+@cython.final
+cdef class Backlog:
+    cdef:
+        dict _holders                 # address of a frame -> the one queue that it is in, or the number of queues
+        Py_ssize_t size               # bytes of memory
+
+    cdef NoResult hold(self, Queue queue, bytes frame) except NoResult.FAILED
+    cdef NoResult release(self, bytes frame) except NoResult.FAILED
 
 
 @cython.final
 cdef class Queue:
     cdef:
-        bytearray data
-        Py_ssize_t begun              # bytes at the front that belong to a frame of which some has been sent
+        Backlog _backlog
+        object _frames                # deque
+        Py_ssize_t size               # bytes that wait
+        Py_ssize_t own                # bytes of memory of frames that are in no other queue, and never were
+        Py_ssize_t sent               # bytes of the first frame that the kernel has
+        bint answer                   # the first is not a frame but the answer to the request
+
+    cdef ssize_t send(self, int fd) except? -1
 
 
 @cython.final
@@ -176,7 +211,7 @@ cdef class Socket:
         bint ending                   # our side is to be ended behind the queue
         bint lost                     # out of the epoll; connection_lost follows or has been called
 
-    cdef NoResult queue_frames(self, const char* data, Py_ssize_t size, Py_ssize_t sent) except NoResult.FAILED
+    cdef NoResult queue_frames(self, bytes first, list more, Py_ssize_t sent) except NoResult.FAILED
     cdef NoResult drop(self) except NoResult.FAILED
     cdef NoResult start(self, Queue queue) except NoResult.FAILED
     cdef NoResult watch(self, uint32_t events) except NoResult.FAILED
@@ -189,6 +224,7 @@ cdef class Socket:
 @cython.final
 cdef class Poller:
     cdef:
+        Backlog backlog
         int fd                        # the epoll; -1 when closed
         object _loop
         list _sockets                 # descriptor -> Socket or None; each until its descriptor is closed

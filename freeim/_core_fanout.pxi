@@ -6,6 +6,9 @@
 cdef enum:
     KEPT_SCRATCH = 1048576
 
+# Seconds: a burst of a hundred to 10,000 is handled in less, and leaves in one write for each; pings wait as long.
+cdef double LONGEST_HOLD = 0.2
+
 
 cdef class Connection:
     """One WebSocket connection, from the moment its opening begins. Its fields are explained in _core.pxd."""
@@ -30,7 +33,8 @@ cdef class Connection:
         self.fd = fd
         self.held = False
         self.blocked = transport.get_write_buffer_size() > 0
-        if isinstance(transport, Socket):
+        self.copies = not isinstance(transport, Socket)
+        if not self.copies:
             (<Socket>transport).connection = self
         self.count()
         if self.first is not None:
@@ -116,28 +120,32 @@ cdef class Connection:
             else:
                 self._cut()
                 return NoResult.DONE
-        if sent < size:
-            # An empty queue takes what is left, whatever its size; from here on the transport is asked first.
-            if isinstance(self.transport, Socket):
-                (<Socket>self.transport).queue_frames(data, size, sent)
-            else:
-                self.transport.write(PyBytes_FromStringAndSize(data + sent, size - sent))
+        if sent == size:
+            self.first = None
+            self.more = None
+            return NoResult.DONE
+        # An empty queue takes what is left, whatever its size; from here on the transport is asked first.
+        if not self.copies:
+            (<Socket>self.transport).queue_frames(self.first, self.more, sent)
+        else:
+            self.transport.write(PyBytes_FromStringAndSize(data + sent, size - sent))
         self.first = None
         self.more = None
-        if sent < size:
-            self.count()  # behind the outbox: where this cuts us, a Close frame is put there
-        return NoResult.DONE
+        return self.count()  # behind the outbox: where this cuts us, a Close frame is put there
 
     cdef _queue(self, Py_ssize_t size):
         """Hand the outbox to the transport, within the limit for one receiver."""
         cdef Py_ssize_t queued = self.transport.get_write_buffer_size()
-        cdef object frames = self.first if self.more is None else b"".join([self.first, *self.more])
+        first, more = self.first, self.more
         self.first = None
         self.more = None
         if queued and queued + size > self.fanout.queue_limit and not self.closing:
             self.fanout._too_slow(self, queued, False)
             return
-        self.transport.write(frames)
+        if not self.copies:
+            (<Socket>self.transport).queue_frames(first, more, 0)
+        else:
+            self.transport.write(first if more is None else b"".join([first, *more]))
         self.count()
 
     cdef NoResult count(self) except NoResult.FAILED:
@@ -148,7 +156,7 @@ cdef class Connection:
         """Forget all frames of which nothing has been sent; transports of asyncio cannot, and keep theirs."""
         self.first = None
         self.more = None
-        if isinstance(self.transport, Socket):
+        if not self.copies and self.transport is not None:
             (<Socket>self.transport).drop()
             self.count()
 
@@ -170,7 +178,7 @@ cdef class Fanout:
         on_too_slow: ``(connection, waiting, of_node)``, called with each that is to be closed because a limit was
             passed: its own, or the node's. So many bytes waited for it; what can be dropped of them is dropped already.
         queue_limit: Bytes that may wait for one receiver; an empty queue takes one outbox of any size.
-        node_queue_limit: Bytes that may wait for all receivers together.
+        node_queue_limit: Bytes of memory that what waits for all receivers may take together.
         slice_ms: Longest time that one walk keeps the loop, in milliseconds.
     """
 
@@ -180,6 +188,7 @@ cdef class Fanout:
         self._on_too_slow = on_too_slow
         self.queue_limit = queue_limit
         self.node_queue_limit = node_queue_limit
+        self.backlog = Backlog()
         self._slow = {}
         self._slice = slice_ms / 1000
         self._dirty = []
@@ -211,33 +220,73 @@ cdef class Fanout:
             self._call_soon(self._scheduled_flush)
         return NoResult.DONE
 
+    cdef Py_ssize_t _memory(self) noexcept:
+        return self.backlog.size + self._copied
+
+    @property
+    def memory(self):
+        """Bytes of memory that what waits takes; a frame that waits for many receivers counts once."""
+        return self._memory()
+
     cdef NoResult count(self, Connection connection, Py_ssize_t size) except NoResult.FAILED:
         cdef Py_ssize_t before = self._slow.pop(connection, 0)
         if size:
             self._slow[connection] = size
         self.waiting += size - before
-        if size > before and self.waiting > self.node_queue_limit:
+        if connection.copies:
+            self._copied += size - before
+        if size > before and self._memory() > self.node_queue_limit and not self._relieving:
             self._relieve()
         return NoResult.DONE
 
-    cdef _relieve(self):
-        """Cut the connections for which most is waiting, far enough below the limit that this is rarely needed."""
+    def _relieve(self):
+        """Cut the connections whose end frees most, far enough below the limit that this is rarely needed."""
         cdef:
             Connection connection
-            Py_ssize_t size
             Py_ssize_t enough = self.node_queue_limit - self.node_queue_limit // 4
-        heap = [(-waiting, (<Connection>each).number, each) for each, waiting in self._slow.items()]
-        heapq.heapify(heap)
-        while self.waiting > enough:
-            negative, _, connection = heapq.heappop(heap)
-            if connection.closing:
+            int looks = 0
+            double end
+        self._relieving = False
+        heap, self._relief = self._relief, None
+        if heap is None:
+            # Where nobody has anything for himself, whoever has most goes first.
+            heap = [self._relief_of(each) for each in self._slow]
+            heapq.heapify(heap)
+        end = _now() + self._slice
+        while heap and self._memory() > enough:
+            if looks == 64:
+                if _now() >= end:
+                    self._relief = heap
+                    self._relieving = True
+                    self._call_soon(self._relieve)
+                    return
+                looks = 0
+            looks += 1
+            entry = heapq.heappop(heap)
+            connection = entry[3]
+            if connection not in self._slow:
+                continue
+            now = self._relief_of(connection)
+            if now > entry:
+                heapq.heappush(heap, now)  # less than when the heap was made
+            elif connection.closing:
                 # No other has more, although its Close frame is due: that is no reason to take it from the others.
                 connection._cut()
-                continue
-            self._too_slow(connection, -negative, True)
-            size = self._slow.get(connection, 0)
-            if size:
-                heapq.heappush(heap, (-size, connection.number, connection))
+            else:
+                self._too_slow(connection, self._slow[connection], True)
+                if connection in self._slow:
+                    heapq.heappush(heap, self._relief_of(connection))
+
+    cdef tuple _relief_of(self, Connection connection):
+        """Return what a heap of those to be cut holds of one: bytes of its own and bytes that wait, most first."""
+        cdef:
+            Py_ssize_t waiting = self._slow[connection]
+            Py_ssize_t own = waiting
+            Socket sock
+        if not connection.copies:
+            sock = <Socket>connection.transport
+            own = 0 if sock is None or sock.queue is None else sock.queue.own
+        return -own, -waiting, connection.number, connection
 
     cdef _too_slow(self, Connection connection, Py_ssize_t waiting, bint of_node):
         connection._drop()
@@ -246,11 +295,20 @@ cdef class Fanout:
 
     def _scheduled_flush(self):
         self._scheduled = False
-        if self._spent or self.midread:
+        if self._spent or self._is_held():
             self._spent = False
             self._schedule()
         else:
             self._walk()
+
+    cdef bint _is_held(self) noexcept:
+        """Whether the rest of a read is to leave in the same writes: not for ever, it may be hundreds to everybody."""
+        if not self.midread:
+            self._held_until = 0
+            return False
+        if self._held_until == 0:
+            self._held_until = _now() + LONGEST_HOLD
+        return _now() < self._held_until
 
     def flush(self):
         """Write what is queued, for at most one slice of time; the rest follows after the loop has looked at Redis.
@@ -258,6 +316,7 @@ cdef class Fanout:
         A turn of the loop has one slice only, however often this is called in it. (On asyncio's own loop, which calls
         what is due soon without looking at sockets first, it may have two.)
         """
+        self._held_until = 0
         if not self._spent:
             self._spent = not self._walk()
 

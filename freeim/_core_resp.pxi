@@ -18,7 +18,8 @@ cdef class RespStream:
         reader: A ``hiredis.Reader`` whose ``notEnoughData`` is `RespStream.NOTHING`.
         push_type: The type of RESP3 pushes, ``hiredis.PushNotification``; or ``list`` on a RESP2 connection that only
             ever receives what it is subscribed to.
-        on_message: Called with the payload of each published message.
+        on_message: Called with the payload of each published message. Where it could not do all at once, it returns
+            what goes on with it, and that does the same.
         on_invalidate: Called with the list of invalidated keys, or None when Redis forgot what it tracked.
         on_push: Called with any other push.
         slice_ms: Longest time that one call of `receive` keeps the loop, in milliseconds, and one item more.
@@ -33,6 +34,7 @@ cdef class RespStream:
         self._on_message = on_message
         self._on_invalidate = on_invalidate
         self._on_push = on_push
+        self._rest = None
         self._slice = slice_ms / 1000
 
     @property
@@ -59,6 +61,8 @@ cdef class RespStream:
             Py_ssize_t size
             double end = _now() + self._slice
         self._reader.feed(data)
+        if self._rest is not None and (self._go_on() or _now() >= end):
+            return False
         while True:
             item = gets()
             if item is nothing:
@@ -67,7 +71,9 @@ cdef class RespStream:
                 size = len(<list>item)
                 head = (<list>item)[0] if size else None
                 if head == b"message" and size == 3 and type((<list>item)[2]) is bytes:
-                    self._on_message((<list>item)[2])
+                    self._rest = self._on_message((<list>item)[2])
+                    if self._rest is not None:
+                        return False
                 elif head == b"invalidate" and size == 2 and isinstance((<list>item)[1], (list, type(None))):
                     self._on_invalidate((<list>item)[1])
                 else:
@@ -76,5 +82,16 @@ cdef class RespStream:
                 self._waiting.popleft()(item)
             else:
                 raise BadStream("a reply that nobody asked for")
-            if _now() > end:
+            if _now() >= end:
                 return False
+
+    def finish(self):
+        """Go on with the last message until everything is done: nothing will be received any more."""
+        while self._rest is not None:
+            self._go_on()
+
+    cdef bint _go_on(self) except -1:
+        """Return whether there is still more to do."""
+        rest, self._rest = self._rest, None
+        self._rest = rest()
+        return self._rest is not None

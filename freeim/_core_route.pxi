@@ -1,6 +1,10 @@
 # Stage 3: who is here, and what reaches whom. No socket and no Redis: the router calls back for both.
 
 
+cdef enum:
+    CLIENTS_PER_LOOK = 256  # at the clock, while a message goes to many
+
+
 cdef class Client:
     """A client with connections here. Its fields are explained in _core.pxd."""
 
@@ -44,12 +48,14 @@ cdef class Router:
         window_limit: Bytes that may wait for pending clients; what comes beyond is lost for them and counted.
         guid: Whether client ids are GUIDs.
         on_other: ``(payload, message)``, what `take` does not route by itself: a payload of another form, its message
-            None; or any message without tracking.
+            None; or any message without tracking. Returns what `take` is to return.
         barrier: False switches the waiting of pending clients off, to show in a test what it is for.
+        slice_ms: Longest time for which one message to many keeps the loop, in milliseconds.
     """
 
     def __init__(self, bytes system not None, on_receipt, on_reread, on_force_offline, *, bint tracking=True,
-                 Py_ssize_t window_limit=268_435_456, bint guid=False, on_other=None, bint barrier=True):
+                 Py_ssize_t window_limit=268_435_456, bint guid=False, on_other=None, bint barrier=True,
+                 double slice_ms=2.0):
         self.clients = {}
         self._channels = {}
         # Not a dict: the first of a dict whose oldest entries were deleted is found by walking over the holes.
@@ -60,6 +66,8 @@ cdef class Router:
         self._guid = guid
         self._on_other = on_other
         self._barrier = barrier
+        self._slice = slice_ms / 1000
+        self._look = CLIENTS_PER_LOOK if slice_ms else 1
         self.tracking = tracking
         self.system = system
         self._on_receipt = on_receipt
@@ -151,6 +159,7 @@ cdef class Router:
         # A read under way answers after this invalidation in the stream, so it will include the change.
         if client is None or client.reading or not self.tracking:
             return
+        self.finish()  # what came before it is not for those who wait from now on
         client.reading = True
         if self._barrier:
             self._begin_pending(client)
@@ -165,6 +174,7 @@ cdef class Router:
         cdef Client client
         if not self.tracking:
             return []
+        self.finish()
         result = list(self.clients.values())
         for client in result:
             client.reading = True
@@ -192,7 +202,7 @@ cdef class Router:
                     channel.name = name
                     channel.members = {}
                     self._channels[name] = channel
-                channel.members[client] = None
+                channel.members[client] = client
             after[name] = channel
         for channel in before.values():
             # A name that Redis returned twice was popped above and cannot be here.
@@ -204,21 +214,38 @@ cdef class Router:
     # ---- messages
 
     def take(self, bytes payload not None):
-        """Decode what was published on the node's channel, and route it. What comes before `open` is dropped."""
+        """Decode what was published on the node's channel, and route it. What comes before `open` is dropped.
+
+        Returns:
+            None; or where the slice was over before everybody was reached, what goes on with it: to be called until it
+            returns None, before anything else of the stream is handled.
+        """
         cdef Message message
         if not self.open:
-            return
+            return None
         message = _decode(payload, self._guid)
         if message is None or not self.tracking:
-            self._on_other(payload, message)
-        else:
-            self._take_in(message)
+            return self._on_other(payload, message)
+        self._take_in(message)
+        return None if self._rest is None else self._go_on
 
     def route(self, Message message not None):
-        """Deliver a message to everybody who does not wait, and keep it for those who do."""
+        """Deliver a message to everybody who does not wait, and keep it for those who do.
+
+        Returns:
+            As `take`; `finish` can also go on with it.
+        """
         self._take_in(message)
+        return None if self._rest is None else self._go_on
+
+    def finish(self):
+        """Reach everybody whom the last message has not reached yet, however long it takes."""
+        while self._rest is not None:
+            self._go_on()
 
     cdef NoResult _take_in(self, Message message) except NoResult.FAILED:
+        if self._rest is not None:
+            self.finish()  # what the last one has left
         message.position = self._position
         self._position += 1
         if self._pending:
@@ -242,6 +269,7 @@ cdef class Router:
         cdef long long oldest
         self._replay(client)
         client.pending = False
+        client.settled = self._position
         del self._pending[client]
         oldest = (<Client>next(iter(self._pending))).since if self._pending else self._position
         while self._window and (<Message>self._window[0]).position < oldest:
@@ -270,16 +298,8 @@ cdef class Router:
             Client client
             Channel channel
             dict clients = self.clients
-            PyObject* key
-            PyObject* value
-            Py_ssize_t at = 0
         if message.kind == DIRECT:
-            for receiver in message.receivers:
-                client = clients.get(receiver)
-                if client is None:
-                    self._receipt(message, receiver, False)
-                elif not client.pending:
-                    self._deliver_direct(client, message)
+            self._to_receivers(message, message.receivers)
         elif message.kind == CHANNEL:
             if message.members is not None:
                 for member in message.members:
@@ -289,20 +309,102 @@ cdef class Router:
             else:
                 channel = self._channels.get(message.channel)
                 if channel is not None:
-                    while PyDict_Next(channel.members, &at, &key, NULL):
-                        client = <Client>key
-                        if not client.pending:
-                            self._deliver(client, message)
+                    self._spread(channel.members, message)
         elif message.kind == BROADCAST:
-            while PyDict_Next(clients, &at, &key, &value):
-                client = <Client>value
-                if not client.pending:
-                    self._deliver(client, message)
+            self._spread(clients, message)
         else:
             client = clients.get((<list>message.receivers)[0])
             if client is not None and not client.pending:
                 self._on_force_offline(client)
         return NoResult.DONE
+
+    cdef NoResult _spread(self, dict clients, Message message) except NoResult.FAILED:
+        """Deliver to all of these, or to as many as one slice is enough for; the rest is left to `_go_on`."""
+        cdef:
+            Client client
+            PyObject* value
+            Py_ssize_t at = 0
+            int done = 0
+            double end = 0
+        while PyDict_Next(clients, &at, NULL, &value):
+            client = <Client>value
+            if not client.pending:
+                self._deliver(client, message)
+            done += 1
+            if done == self._look:
+                done = 0
+                if end == 0:
+                    end = _now() + self._slice
+                if _now() >= end:
+                    break
+        else:
+            return NoResult.DONE
+        # The tables change before the others have their turn, so who they are is written down.
+        rest = []
+        while PyDict_Next(clients, &at, NULL, &value):
+            rest.append(<Client>value)
+        if rest:
+            self._rest = rest
+            self._last = message
+        return NoResult.DONE
+
+    cdef NoResult _to_receivers(self, Message message, list receivers) except NoResult.FAILED:
+        """Deliver to all of these in order, or to as many as one slice is enough for."""
+        cdef:
+            Client client
+            Py_ssize_t number = 0
+            double end = 0
+        for receiver in receivers:
+            client = self.clients.get(receiver)
+            if client is None or client.since > message.position:  # not here, or only since then
+                self._receipt(message, receiver, False)
+            elif self._is_due(client, message):
+                self._deliver_direct(client, message)
+            number += 1
+            if number % self._look == 0:
+                if end == 0:
+                    end = _now() + self._slice
+                if _now() >= end:
+                    break
+        if number < len(receivers):
+            self._rest = receivers[number:]
+            self._last = message
+        return NoResult.DONE
+
+    cdef bint _is_due(self, Client client, Message message) noexcept:
+        """Whether a client is to get a message in a slice: who waited when it came gets it when the waiting ends."""
+        return not client.pending and client.settled <= message.position
+
+    def _go_on(self):
+        """Deliver the last message to more of those who are left; as `take`, return what goes on with it."""
+        cdef:
+            Client client
+            Message message = self._last
+            list rest = self._rest
+            int done = 0
+            double end
+        if rest is None:
+            return None
+        if message.kind == DIRECT:
+            self._rest = None
+            self._to_receivers(message, rest)
+        else:
+            end = _now() + self._slice
+            while rest:
+                client = rest.pop()
+                if self._is_due(client, message):
+                    self._deliver(client, message)
+                done += 1
+                if done == self._look:
+                    done = 0
+                    if _now() >= end:
+                        break
+            if not rest:
+                self._rest = None
+        if self._rest is None:
+            self._last = None
+            return None
+        return self._go_on
 
     cdef NoResult _deliver(self, Client client, Message message) except NoResult.FAILED:
         """Push a message to a client; its own sender gets it only where it has more than one connection."""

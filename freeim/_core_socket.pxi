@@ -4,61 +4,117 @@
 
 cdef enum:
     EVENTS_PER_TURN = 32      # sockets that are looked at before the loop does anything else
-    ENDS_PER_TURN = 64        # the same of those whose protocols are told that they are gone
+    ENDS_PER_TURN = 32        # the same of those whose protocols are told that they are gone
     INBOUND_BUFFER = 65536    # terminals send next to nothing, so all of them share one
+    FRAMES_PER_SEND = 256     # of a queue, offered to the kernel in one call; it takes 1,024 at most (IOV_MAX)
+    FRAME_COST = 150          # bytes of memory that a frame takes besides its own, its place in the backlog included
+    REFERENCE_COST = 16       # and that its place in a queue takes; both rather too many than too few
 
 
-cdef inline Py_ssize_t _frame_size(const uint8_t* at, Py_ssize_t left) noexcept:
-    """Bytes of the unmasked frame that begins here; all that is left where there is no whole one."""
-    cdef:
-        uint64_t size
-        Py_ssize_t header = 2
-        Py_ssize_t i
-    if left < 2:
-        return left
-    size = at[1] & 0x7F
-    if size >= 126:
-        header = 4 if size == 126 else 10
-        if left < header:
-            return left
-        size = 0
-        for i in range(2, header):
-            size = size << 8 | at[i]
-    return left if size > <uint64_t>(left - header) else header + <Py_ssize_t>size
+cdef class Backlog:
+    """The memory that all queues together keep from being freed. A frame counts once, however many queues it is in."""
+
+    def __cinit__(self):
+        self._holders = {}
+
+    cdef NoResult hold(self, Queue queue, bytes frame) except NoResult.FAILED:
+        cdef Py_ssize_t size = FRAME_COST + PyBytes_GET_SIZE(frame)
+        key = <uintptr_t><PyObject*>frame
+        holder = self._holders.get(key)
+        self.size += REFERENCE_COST
+        if holder is None:
+            self._holders[key] = queue
+            self.size += size
+            queue.own += size
+        elif type(holder) is int:
+            self._holders[key] = holder + 1
+        else:
+            (<Queue>holder).own -= size
+            self._holders[key] = 2
+        return NoResult.DONE
+
+    cdef NoResult release(self, bytes frame) except NoResult.FAILED:
+        cdef Py_ssize_t size = FRAME_COST + PyBytes_GET_SIZE(frame)
+        key = <uintptr_t><PyObject*>frame
+        holder = self._holders[key]
+        self.size -= REFERENCE_COST
+        if type(holder) is int and holder > 1:
+            self._holders[key] = holder - 1
+            return NoResult.DONE
+        del self._holders[key]
+        self.size -= size
+        if type(holder) is not int:
+            (<Queue>holder).own -= size
+        return NoResult.DONE
 
 
 cdef class Queue:
-    """What the kernel has not taken yet: the rest of a frame that is begun, then whole frames."""
+    """What the kernel has not taken yet: references to frames, of which the first may have been sent in part.
 
-    def __cinit__(self):
-        self.data = bytearray()
+    Args:
+        backlog: Where the frames are counted.
+    """
+
+    def __cinit__(self, Backlog backlog not None):
+        self._backlog = backlog
+        self._frames = deque()
 
     def __len__(self):
-        return PyByteArray_GET_SIZE(self.data)
+        return self.size
 
     def __bytes__(self):
-        return bytes(self.data)
+        return b"".join(self._frames)[self.sent:]
 
-    def add(self, data not None):
-        """Append whole frames."""
-        self.data += data
+    def add(self, bytes frame not None):
+        """Append a whole frame, or an answer to a request."""
+        if PyBytes_GET_SIZE(frame) == 0:
+            return
+        self._frames.append(frame)
+        self._backlog.hold(self, frame)
+        self.size += PyBytes_GET_SIZE(frame)
 
     def take(self, Py_ssize_t size):
-        """Remove what the kernel has taken, and find out where the frame ends that is begun."""
-        cdef:
-            const uint8_t* data = <const uint8_t*>PyByteArray_AS_STRING(self.data)
-            Py_ssize_t end = PyByteArray_GET_SIZE(self.data)
-        if not 0 <= size <= end:
+        """Remove what the kernel has taken."""
+        if not 0 <= size <= self.size:
             raise ValueError("so much is not in the queue")
-        while self.begun < size:
-            self.begun += _frame_size(data + self.begun, end - self.begun)
-        self.begun -= size
-        del self.data[:size]
+        self.size -= size
+        self.sent += size
+        while self._frames and self.sent >= PyBytes_GET_SIZE(<bytes>self._frames[0]):
+            self.sent -= PyBytes_GET_SIZE(<bytes>self._frames[0])
+            self._backlog.release(self._frames.popleft())
+            self.answer = False
 
     def drop(self):
-        """Remove all frames of which nothing has been sent."""
-        # A copy: a bytearray that gets shorter may keep its memory.
-        self.data = self.data[:self.begun]
+        """Remove all frames of which nothing has been sent, but not an answer to a request."""
+        while len(self._frames) > (1 if self.sent or self.answer else 0):
+            frame = self._frames.pop()
+            self.size -= PyBytes_GET_SIZE(<bytes>frame)
+            self._backlog.release(frame)
+
+    def clear(self):
+        """Remove everything: the connection has ended."""
+        while self._frames:
+            self._backlog.release(self._frames.pop())
+        self.size = self.sent = 0
+
+    cdef ssize_t send(self, int fd) except? -1:
+        """Offer the kernel as many frames as fit into one call; return what sendmsg(2) does. There must be one."""
+        cdef:
+            iovec parts[FRAMES_PER_SEND]
+            msghdr message
+            int count = 0
+        for frame in self._frames:
+            parts[count].iov_base = PyBytes_AS_STRING(<bytes>frame)
+            parts[count].iov_len = PyBytes_GET_SIZE(<bytes>frame)
+            count += 1
+            if count == FRAMES_PER_SEND:
+                break
+        parts[0].iov_base = <char*>parts[0].iov_base + self.sent
+        parts[0].iov_len -= self.sent
+        memset(&message, 0, sizeof(message))
+        message.msg_iov = parts
+        message.msg_iovlen = count
+        return sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
 
 
 cdef class Socket:
@@ -126,7 +182,7 @@ cdef class Socket:
         if self.closing or size == 0:
             return
         if self.queue is not None:
-            self.queue.add(data)
+            self.queue.add(bytes(data))
             return
         sent = c_send(self.fd, &view[0], size, MSG_NOSIGNAL | MSG_DONTWAIT)
         if sent < 0:
@@ -135,18 +191,26 @@ cdef class Socket:
                 return
             sent = 0
         if sent < size:
-            queue = Queue()
-            queue.add(view[sent:])
-            queue.begun = size - sent  # an answer to a request: no frame, so all of it belongs together
+            queue = Queue(self.poller.backlog)
+            queue.add(bytes(data))
+            queue.take(sent)
+            queue.answer = True  # no frame: whoever closes the connection must not drop it, begun or not
             self.start(queue)
 
-    cdef NoResult queue_frames(self, const char* data, Py_ssize_t size, Py_ssize_t sent) except NoResult.FAILED:
-        """Queue what is left of whole frames, of which the kernel took the first bytes when the queue was empty."""
-        cdef Queue queue
+    cdef NoResult queue_frames(self, bytes first, list more, Py_ssize_t sent) except NoResult.FAILED:
+        """Queue frames, of which the kernel took so many bytes where the queue was empty."""
+        cdef Queue queue = self.queue
+        cdef bytes frame
         if self.closing:
             return NoResult.DONE
-        queue = Queue()
-        queue.data = PyByteArray_FromStringAndSize(data, size)
+        if queue is None:
+            queue = Queue(self.poller.backlog)
+        queue.add(first)
+        if more is not None:
+            for frame in more:
+                queue.add(frame)
+        if self.queue is not None:
+            return NoResult.DONE
         queue.take(sent)
         return self.start(queue)
 
@@ -201,7 +265,9 @@ cdef class Socket:
         if self.lost:
             return NoResult.DONE
         self.lost = self.closing = True
-        self.queue = None
+        if self.queue is not None:
+            self.queue.clear()
+            self.queue = None
         if self.connection is not None:
             self.connection.count()
         epoll_ctl(self.poller.fd, EPOLL_CTL_DEL, self.fd, NULL)
@@ -218,17 +284,15 @@ cdef class Socket:
 
     cdef NoResult writable(self) except NoResult.FAILED:
         cdef ssize_t sent
-        cdef bytearray data
         if self.queue is None:
             return NoResult.DONE
-        data = self.queue.data
-        sent = c_send(self.fd, PyByteArray_AS_STRING(data), PyByteArray_GET_SIZE(data), MSG_NOSIGNAL | MSG_DONTWAIT)
+        sent = self.queue.send(self.fd) if self.queue.size else 0  # nothing is left of one that was dropped
         if sent < 0:
             if errno != EAGAIN and errno != EINTR:
                 self.lose(errno)
             return NoResult.DONE
-        if sent < PyByteArray_GET_SIZE(data):
-            self.queue.take(sent)
+        self.queue.take(sent)
+        if self.queue.size:
             if self.connection is not None:
                 self.connection.count()
             return NoResult.DONE
@@ -266,10 +330,12 @@ cdef class Poller:
 
     Args:
         loop: The event loop.
+        backlog: Where what waits for the kernel is counted.
     """
 
-    def __init__(self, loop):
+    def __init__(self, loop, Backlog backlog not None):
         self._loop = loop
+        self.backlog = backlog
         self._sockets = []
         self._ends = deque()
         self._buffer = <char*>malloc(INBOUND_BUFFER)
@@ -331,6 +397,8 @@ cdef class Poller:
                 if sock.connection is not None:
                     sock.connection.fd = -1  # the number may soon be another's
                 sock.protocol = sock.connection = None
+                if sock.queue is not None:
+                    sock.queue.clear()
                 close_fd(sock.fd)
         self._sockets.clear()
         self._ends.clear()

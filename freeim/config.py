@@ -216,7 +216,7 @@ class Options:
     )
     node_queue_limit: int = _bytes(
         268_435_456,
-        "What may wait for all slow terminals of a node together; beyond it, those with most are cut (4002).",
+        "Memory of all that waits for slow terminals of a node; beyond it, those with most are cut (4002).",
         minimum=1,
     )
     bus_queue_limit: int = _bytes(

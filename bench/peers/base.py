@@ -10,13 +10,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import redis
 
 from bench import tokens
-from bench.processes import BenchError, Process
+from bench.processes import BenchError, Crowd, Process
+from freeim.names import new_token
 
 START_SECONDS: Final = 20.0
 SERVERS: Final = Path(__file__).parent / "servers"
@@ -103,10 +105,20 @@ class Peer(abc.ABC):
     def sender(self, server: Server) -> Sender:
         """Return what publishes to it."""
 
+    @abc.abstractmethod
     def tokens(self, server: Server, count: int) -> list[str]:
         """Return what the clients 1 to `count` show when they connect, and make the server know it."""
-        del server
-        return tokens.for_yardstick(count)
+
+    def check_refusal(self, server: Server, wrong: Sequence[str]) -> None:
+        """Show wrong tokens.
+
+        Raises:
+            PeerError: One of them was let in.
+        """
+        with Crowd(len(wrong)) as crowd:
+            refused = crowd.connect([server.port], wrong, path=self.path).refused
+        if refused[HTTPStatus.UNAUTHORIZED] + refused[HTTPStatus.FORBIDDEN] != len(wrong):
+            raise PeerError(f"{self.name} does not refuse wrong tokens")
 
 
 class PythonPeer(Peer):
@@ -147,6 +159,17 @@ class PythonPeer(Peer):
         """Start the program."""
         port = free_port()
         return Server(self.name, [self.python, str(SERVERS / self.program), run.url, str(port), run.prefix], port, run)
+
+    def tokens(self, server: Server, count: int) -> list[str]:
+        """Write a token for each client to Redis, and make sure that no other is let in."""
+        issued = [new_token() for _ in range(count)]
+        with redis.Redis.from_url(server.run.url) as client:
+            pipe = client.pipeline(transaction=False)
+            for number, token in enumerate(issued, 1):
+                pipe.set(f"{server.run.prefix}:token:{token}", number, ex=tokens.TOKEN_SECONDS)
+            pipe.execute()
+        self.check_refusal(server, [new_token()])
+        return issued
 
     def sender(self, server: Server) -> Sender:
         """Publish to Redis, where the program reads."""

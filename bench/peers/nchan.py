@@ -11,7 +11,6 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterable, Sequence
-from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -27,7 +26,7 @@ from bench.peers.base import (
     free_port,
     listens,
 )
-from bench.processes import Crowd, Process
+from bench.processes import Process
 from bench.tokens import TOKEN_SECONDS
 from freeim.names import new_token
 
@@ -126,11 +125,7 @@ class NchanPeer(Peer):
         """Store a token for each client, make sure that no other is let in, and return names and tokens."""
         tokens = [new_token() for _ in range(count)]
         _store(_memcached_socket(server.run), (f"client{number}:{token}" for number, token in enumerate(tokens, 1)))
-        wrong = [f"client1&token={new_token()}", f"client0&token={tokens[0]}"]
-        with Crowd(len(wrong)) as crowd:
-            tally = crowd.connect([server.port], wrong, path=self.path)
-        if tally.refused[HTTPStatus.FORBIDDEN] != len(wrong):
-            raise PeerError(f"{self.name} does not refuse wrong tokens")
+        self.check_refusal(server, [f"client1&token={new_token()}", f"client0&token={tokens[0]}"])
         return [f"client{number}&token={token}" for number, token in enumerate(tokens, 1)]
 
 

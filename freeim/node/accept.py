@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from freeim._core import HAVE_EPOLL, Poller
+from freeim._core import HAVE_EPOLL, Backlog, Poller
 from freeim.limits import raise_descriptor_limit
 from freeim.node.tls_gate import TlsGate
 
@@ -19,7 +19,7 @@ log = logging.getLogger("freeim")
 RESERVED_DESCRIPTORS: Final = 32
 """Kept free for Redis connections, log files, name look-ups and whatever else the process opens."""
 
-ACCEPTS_PER_TURN: Final = 64
+ACCEPTS_PER_TURN: Final = 32
 """Connections accepted before the loop looks at anything else."""
 
 RETRY_SECONDS: Final = 1.0
@@ -64,11 +64,16 @@ class Acceptor:
     Args:
         sock: The listening socket; it stays the caller's.
         protocol: Makes the protocol of a new connection.
+        backlog: Where what waits for terminals is counted.
         gate: Makes TLS connections of what is accepted; None for plain ones.
     """
 
     def __init__(
-        self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], gate: TlsGate | None = None
+        self,
+        sock: socket.socket,
+        protocol: Callable[[], asyncio.Protocol],
+        backlog: Backlog,
+        gate: TlsGate | None = None,
     ) -> None:
         self.gate = gate
         self.limit = raise_descriptor_limit()
@@ -78,7 +83,7 @@ class Acceptor:
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
         # Elsewhere, and with TLS, each connection gets a transport of the event loop, which costs more.
-        self._poller = Poller(self._loop) if HAVE_EPOLL and gate is None else None
+        self._poller = Poller(self._loop, backlog) if HAVE_EPOLL and gate is None else None
         self._tasks: set[asyncio.Task[object]] = set()
         self._accepting = False
         self._wanted = False

@@ -92,21 +92,21 @@ class Bus:
 
     # ---- what the reader hears
 
-    def _take_other(self, payload: bytes, message: Message | None) -> None:
-        """What the router does not decode, or cannot route for want of tracking."""
+    def _take_other(self, payload: bytes, message: Message | None) -> Callable[[], Any] | None:
+        """What the router does not decode, or cannot route for want of tracking; see `Router.take`."""
         if message is None:
             if payload.startswith(_PROBE):
                 self._session.probe_seen()
-                return
+                return None
             try:
                 message = decode_tolerantly(payload, self._options.ids)
             except BadPayload as error:
                 self._tell_bad(payload, error)
-                return
+                return None
         if self.router.tracking:
-            self.router.route(message)
-        else:
-            self._batch.append(message)
+            return self.router.route(message)
+        self._batch.append(message)
+        return None
 
     def on_invalidate(self, keys: list[bytes] | None) -> None:
         """Redis says that keys have changed."""
@@ -240,6 +240,7 @@ class Bus:
                 if message.kind == KIND_CHANNEL:
                     message.members = batch.members[message.channel]
                 self.router.route(message)
+        self.router.finish()
 
 
 class _Batch:

@@ -33,7 +33,7 @@ class RedisLink(asyncio.Protocol):
     messages to everybody: the loop looks at everything else in between.
 
     Args:
-        on_message: Gets the payload of each message on a subscribed channel.
+        on_message: Gets the payload of each message on a subscribed channel; see `RespStream`.
         on_invalidate: Gets the invalidated keys, or None for all of them.
         on_received: Called after each slice of what Redis sent has been handled: False where there is more of it.
         on_lost: Called once, with the reason, when the connection ends by itself.
@@ -43,7 +43,7 @@ class RedisLink(asyncio.Protocol):
     def __init__(
         self,
         *,
-        on_message: Callable[[bytes], None] | None = None,
+        on_message: Callable[[bytes], Callable[[], Any] | None] | None = None,
         on_invalidate: Callable[[list[bytes] | None], None] | None = None,
         on_received: Callable[[bool], None] | None = None,
         on_lost: Callable[[Exception], None] | None = None,
@@ -147,6 +147,7 @@ class RedisLink(asyncio.Protocol):
             return
         transport, self._transport = self._transport, None
         transport.abort()
+        self._stream.finish()
         if self._on_received is not None:
             self._on_received(True)  # what may be left of a slice is lost
         error = reason or LinkLost("the connection to Redis was closed")

@@ -101,7 +101,9 @@ class Node:
             self._connections.router = self._bus.router
             tls = server_context(options)
             gate = None if tls is None else TlsGate(tls, self._connections, options.handshake_timeout)
-            self._acceptor = Acceptor(self._sock, lambda: Handshake(self._connections), gate)
+            self._acceptor = Acceptor(
+                self._sock, lambda: Handshake(self._connections), self._connections.fanout.backlog, gate
+            )
             self._connections.on_closed = self._acceptor.closed
             self._acceptor.check_capacity(options.max_connections)
             await self._session.start(self._take)

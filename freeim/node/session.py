@@ -38,8 +38,8 @@ _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 class SessionUser(Protocol):
     """What a session asks of the node."""
 
-    def on_message(self, payload: bytes) -> None:
-        """A payload was published on the node's channel."""
+    def on_message(self, payload: bytes) -> Callable[[], Any] | None:
+        """A payload was published on the node's channel; see `Router.take`."""
 
     def on_invalidate(self, keys: list[bytes] | None) -> None:
         """Redis says that keys were changed; None: any of them may have been."""

@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
@@ -413,6 +414,27 @@ def test_a_turn_of_the_loop_has_one_slice_however_often_it_is_told_to_flush() ->
     assert done() == 40
     later.pop()()
     assert not later
+
+
+def test_a_read_that_takes_long_is_sent_in_parts() -> None:
+    later: list[Callable[[], None]] = []
+    walk, transports = unfinished(later)
+    walk.midread = True
+    began = time.monotonic()
+    while not transports[0].sent:
+        later.pop()()
+        assert time.monotonic() - began < 10
+    assert time.monotonic() - began > 0.19
+    while later:
+        later.pop()()
+    assert all(transport.sent for transport in transports)
+    walk.midread = False
+    walk.flush()
+    # The next read has as long again.
+    walk, transports = unfinished(later)
+    walk.midread = True
+    later.pop()()
+    assert not any(transport.sent for transport in transports)
 
 
 def test_while_a_read_is_half_handled_nothing_is_sent() -> None:

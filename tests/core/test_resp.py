@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -159,3 +160,52 @@ def test_what_one_slice_of_time_does_not_suffice_for_is_handed_on_by_the_next_ca
     assert [call[1] for call in log.calls if call[0] == "to"] == [0, 1, 2]
     assert log.stream.receive(b"")
     assert Log().stream.receive(b":") is True, "half an item is no reason to come back soon"
+
+
+class Bits:
+    """Messages that are handled in two parts each, and a reply behind them."""
+
+    def __init__(self) -> None:
+        self.done: list[Any] = []
+        self.stream = RespStream(
+            hiredis.Reader(notEnoughData=RespStream.NOTHING),
+            hiredis.PushNotification,
+            self.begin,
+            lambda _: None,
+            lambda _: None,
+            1e9,
+        )
+        self.stream.waiting.append(self.done.append)
+        messages = [array(b">", [bulk(b"message"), bulk(b"c"), bulk(each)]) for each in (b"1", b"2")]
+        self.data = b"".join(messages) + b":3\r\n"
+
+    def begin(self, payload: bytes) -> Callable[[], Any]:
+        def end() -> None:
+            self.done.append(payload)
+
+        def middle() -> Callable[[], Any]:
+            return end
+
+        return middle
+
+
+def test_nothing_is_handed_on_before_all_is_done_that_a_message_asks_for() -> None:
+    bits = Bits()
+    assert not bits.stream.receive(bits.data)
+    assert bits.done == []
+    assert not bits.stream.receive(b"")
+    assert bits.done == []
+    assert not bits.stream.receive(b"")
+    assert bits.done == [b"1"]
+    assert not bits.stream.receive(b"")
+    assert bits.stream.receive(b"")
+    assert bits.done == [b"1", b"2", 3]
+
+
+def test_a_stream_that_ends_finishes_the_message_that_it_has_begun_and_no_other() -> None:
+    bits = Bits()
+    bits.stream.receive(bits.data)
+    bits.stream.finish()
+    assert bits.done == [b"1"]
+    bits.stream.finish()
+    assert bits.done == [b"1"]

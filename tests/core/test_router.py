@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -141,12 +143,22 @@ class RouterMachine(RuleBasedStateMachine):
     """Does the same to a Router and to the model, and compares after each step."""
 
     tracking = True
+    slice_ms = 1e9
 
     def __init__(self) -> None:
         super().__init__()
         self.model = Model(self.tracking)
         self.walk: Fanout = fanout()
-        self.router = Router(SYSTEM, self.on_receipt, self.on_reread, self.on_force_offline, tracking=self.tracking)
+        self.router = Router(
+            SYSTEM,
+            self.on_receipt,
+            self.on_reread,
+            self.on_force_offline,
+            tracking=self.tracking,
+            slice_ms=self.slice_ms,
+        )
+        self.rest: Callable[[], Any] | None = None
+        """Goes on with the last message."""
         self.receipts: list[Receipt] = []
         self.asked: list[Client] = []
         """Re-reads that the router asked for and that have not been answered."""
@@ -171,6 +183,8 @@ class RouterMachine(RuleBasedStateMachine):
 
     @rule(client_id=st.sampled_from(IDS))
     def a_connection_begins_to_open(self, client_id: bytes) -> None:
+        if client_id in self.model.clients:
+            self.finish()  # else it may get a message that came before it
         number = len(self.real) + 1
         connection, transport = open_connection(self.walk, number)
         asked = len(self.asked)
@@ -218,6 +232,7 @@ class RouterMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.asked)
     @rule(data=st.data(), names=st.lists(st.sampled_from(CHANNELS), unique=True), fails=st.integers(0, 9))
     def redis_answers_a_read(self, data: st.DataObject, names: list[bytes], fails: int) -> None:
+        self.finish()
         client = self.asked.pop(data.draw(st.integers(0, len(self.asked) - 1)))
         twin = self.model.clients[client.id]
         assert client.reading
@@ -233,6 +248,7 @@ class RouterMachine(RuleBasedStateMachine):
 
     @rule(client_id=st.sampled_from([*IDS, b"99"]))
     def redis_invalidates_a_client(self, client_id: bytes) -> None:
+        self.finish()
         asked = len(self.asked)
         self.router.invalidate(client_id)
         client = self.model.clients.get(client_id)
@@ -260,6 +276,7 @@ class RouterMachine(RuleBasedStateMachine):
         twin = self.choose(data, [each for _, each in self.attached()])
         if twin is None:
             return
+        self.finish()
         connection = self.real[twin.number][0]
         assert connection.begin_close(CLOSE, 1001) == twin.open
         self.router.retire(connection)
@@ -307,11 +324,22 @@ class RouterMachine(RuleBasedStateMachine):
         else:
             twin.to = to[:1] or [b"99"]
             message = Message.force_offline(twin.to[0])
-        self.router.route(message)
+        self.rest = self.router.route(message)
         self.model.route(twin)
 
     @rule()
+    def the_message_goes_on(self) -> None:
+        if self.rest is not None:
+            self.rest = self.rest()
+
+    def finish(self) -> None:
+        """Redis's stream stands still until the message has reached everybody."""
+        while self.rest is not None:
+            self.rest = self.rest()
+
+    @rule()
     def flush_and_compare(self) -> None:
+        self.finish()
         self.walk.flush()
         for connection, transport, twin in self.real.values():
             if not connection.held:
@@ -347,11 +375,23 @@ class RouterWithoutTrackingMachine(RouterMachine):
     tracking = False
 
 
+class RouterInSlicesMachine(RouterMachine):
+    slice_ms = 0
+
+    @invariant()
+    def receipts_agree_in_their_order(self) -> None:
+        # Whoever stops waiting in between has his sooner than those whose turn comes later.
+        if self.rest is None:
+            assert sorted(self.receipts) == sorted(self.model.receipts)
+
+
 RouterMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60)
 RouterWithoutTrackingMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50)
+RouterInSlicesMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60)
 
 TestRouterAgreesWithItsModelWhateverHappens = RouterMachine.TestCase
 TestRouterWithoutTrackingAgreesWithItsModelWhateverHappens = RouterWithoutTrackingMachine.TestCase
+TestRouterAgreesWithItsModelWhateverHappensBetweenSlices = RouterInSlicesMachine.TestCase
 
 
 # ---- the rules one by one, so that a fault of the model cannot hide one of the router

@@ -64,7 +64,7 @@ class Sockets:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         self._listener.setblocking(False)
-        self._poller = Poller(self.loop)
+        self._poller = Poller(self.loop, self.walk.backlog)
 
     def _too_slow(self, connection: Connection, waiting: int, of_node: bool) -> None:
         self.cut.append((connection.number, waiting, of_node))
@@ -267,6 +267,68 @@ async def test_one_message_that_is_larger_than_the_nodes_limit_ends_its_connecti
         assert not small.connection.closing
         await stand.read_to(small, text(0, 100_000))
         assert stand.walk.waiting == 0
+
+
+async def test_a_large_message_that_waits_for_many_takes_the_memory_of_one() -> None:
+    limit = 3_000_000
+    with sockets(node_queue_limit=limit) as stand:
+        owners = [stand.connect() for _ in range(40)]
+        frame = text(0, 2_000_000)
+        for owner in owners:
+            owner.connection.send_control(frame)
+        stand.walk.flush()
+        stand.check()
+        assert stand.walk.waiting > 10 * limit
+        assert len(frame) <= stand.walk.memory < len(frame) + 10_000
+        assert not stand.cut
+        for owner in owners[:10]:
+            owner.far.close()
+        for owner in owners[10:]:
+            await stand.read_to(owner, frame)
+        await until(lambda: stand.walk.waiting == 0)
+        assert stand.walk.memory == 0, "a frame is still counted although it waits for nobody"
+        assert not stand.cut
+
+
+async def test_who_waits_for_what_many_wait_for_is_not_cut_for_those_who_wait_for_much_of_their_own() -> None:
+    with sockets(node_queue_limit=10_000_000) as stand:
+        sharers = [stand.connect() for _ in range(20)]
+        frame = text(0, 2_000_000)
+        for owner in sharers:
+            owner.connection.send_control(frame)
+        stand.walk.flush()
+        while not stand.cut:
+            owner = stand.connect()
+            for _ in range(10):
+                owner.connection.send_control(text(0, 100_000))
+            stand.walk.flush()
+            assert stand.walk.memory < 10_000_000
+        assert len(stand.cut) < 6
+        assert not any(owner.connection.closing for owner in sharers)
+        assert stand.walk.memory <= 7_500_000
+
+
+async def test_when_all_wait_for_the_same_the_longest_queues_are_cut() -> None:
+    with sockets(node_queue_limit=3_000_000) as stand:
+        owners = [stand.connect() for _ in range(6)]
+        frames = [text(0, 500_000) for _ in range(8)]
+        for number, frame in enumerate(frames):
+            for owner in owners[: 2 if number > 2 else 6]:
+                owner.connection.send_control(frame)
+        stand.walk.flush()
+        assert {number for number, _, _ in stand.cut} == {owner.connection.number for owner in owners[:2]}
+
+
+async def test_of_many_small_frames_the_kernel_is_offered_as_many_as_one_call_takes() -> None:
+    with sockets() as stand:
+        owner = stand.connect()
+        frames = [text(number, number % 50) for number in range(20_000)]
+        for frame in frames:
+            owner.connection.send_control(frame)
+        stand.walk.flush()
+        assert owner.waiting > 256 * 50
+        await stand.read_to(owner, frames[-1])
+        assert bytes(owner.got) == b"".join(frames)
 
 
 async def test_when_the_poller_is_closed_nothing_more_goes_to_its_descriptors() -> None:

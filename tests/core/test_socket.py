@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from freeim._core import Poller, Socket
+from freeim._core import Backlog, Poller, Socket
 from tests.node.harness import until
 
 BIG = bytes(range(256)) * 16384
@@ -59,7 +59,7 @@ class Stand:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
         self.listener.setblocking(False)
-        self.poller = Poller(self.loop)
+        self.poller = Poller(self.loop, Backlog())
 
     async def pair(self, protocol: Recorder | None = None) -> tuple[Recorder, socket.socket]:
         far = socket.socket()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
+import freeim.node.bus
 import freeim.node.link
 import freeim.node.presence
-from freeim._core import Connection, RespStream
+from freeim._core import Connection, RespStream, Router
 from freeim.node.link import LARGE_READ, RedisLink
 from tests.node.harness import channel_message, direct, running, until
 from tests.servers import RedisServer
@@ -25,6 +28,7 @@ class _EachItemIsASlice:
 @pytest.fixture(autouse=True)
 def tiny_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(freeim.node.link, "RespStream", _EachItemIsASlice)
+    monkeypatch.setattr(freeim.node.bus, "Router", partial(Router, slice_ms=0))
 
 
 class _Transport(asyncio.Transport):
@@ -103,6 +107,20 @@ async def test_a_link_that_ends_in_between_leaves_nobody_waiting_for_the_rest() 
         await asyncio.sleep(0)
     assert got == [b"1"]
     assert complete == [False, True]
+
+
+async def test_a_link_that_ends_in_between_finishes_the_message_that_it_has_begun() -> None:
+    got: list[bytes] = []
+
+    def begin(payload: bytes) -> Callable[[], Any]:
+        return lambda: got.append(payload)
+
+    link = RedisLink(on_message=begin, on_received=lambda _: None)
+    link.connection_made(_Transport())
+    link.data_received(message(b"1") + message(b"2"))
+    assert got == []
+    link.close()
+    assert got == [b"1"]
 
 
 async def test_a_link_that_ends_in_a_callback_is_not_read_on() -> None:

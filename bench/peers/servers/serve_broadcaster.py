@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator
 
+import redis.asyncio
 import uvicorn
 from broadcaster import Broadcast
 from broadcaster._backends.redis import RedisBackend
@@ -15,6 +16,8 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 url, port, prefix = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+# A pool that lets its users wait: the usual one raises an error where a hundred ask at once.
+client_of = redis.asyncio.Redis.from_pool(redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=50))
 broadcast = Broadcast(backend=RedisBackend(url))  # by its URL, Broadcast takes no socket of Unix
 
 
@@ -26,10 +29,13 @@ async def forward(websocket: WebSocket, channel: str) -> None:
 
 
 async def push(websocket: WebSocket) -> None:
-    """Subscribe a client to everybody's channel and to its own, until it goes."""
-    client = int(websocket.query_params["token"])
+    """Take a token out of Redis, as the node does; subscribe its client to everybody's channel and to its own."""
+    client = await client_of.getdel(f"{prefix}:token:{websocket.query_params.get('token')}")
+    if client is None:
+        await websocket.close()  # a 403, before the 101
+        return
     await websocket.accept()
-    tasks = [asyncio.ensure_future(forward(websocket, f"{prefix}:push:{name}")) for name in ("everybody", client)]
+    tasks = [asyncio.ensure_future(forward(websocket, f"{prefix}:push:{name}")) for name in ("everybody", int(client))]
     try:
         while True:
             await websocket.receive_text()

@@ -12,14 +12,19 @@ url, port, prefix = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 
 
 def upgrade(response: Any, request: Any, context: Any) -> None:
-    """Read the client's number off the token, as the node does with Redis."""
-    response.upgrade(
-        request.get_header("sec-websocket-key"),
-        request.get_header("sec-websocket-protocol"),
-        request.get_header("sec-websocket-extensions"),
-        context,
-        int(request.get_query("token")),
-    )
+    """Read what the answer takes: the request is gone when Redis has said whose the token is."""
+    names = ("sec-websocket-key", "sec-websocket-protocol", "sec-websocket-extensions")
+    headers = [request.get_header(name) for name in names]
+    response.run_async(admit(response, headers, context, request.get_query("token")))
+
+
+async def admit(response: Any, headers: list[str], context: Any, token: str) -> None:
+    """Take a token out of Redis, as the node does."""
+    client = await client_of.getdel(f"{prefix}:token:{token}")
+    if client is None:
+        response.write_status(401).end("no such token\n")
+    else:
+        response.upgrade(*headers, context, int(client))
 
 
 def opened(websocket: Any) -> None:
@@ -39,6 +44,8 @@ async def read() -> None:
 
 
 app = App()
+# A pool that lets its users wait: the usual one raises an error where a hundred ask at once.
+client_of = redis.asyncio.Redis.from_pool(redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=50))
 app.ws(
     "/ws",
     {"compression": CompressOptions.DISABLED, "idle_timeout": 0, "upgrade": upgrade, "open": opened},

@@ -11,15 +11,19 @@ import uvloop
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 from websockets.http11 import Request, Response
 
+url, port, prefix = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+# A pool that lets its users wait: the usual one raises an error where a hundred ask at once.
+client_of = redis.asyncio.Redis.from_pool(redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=50))
 clients: dict[int, ServerConnection] = {}
 
 
-def check(connection: ServerConnection, request: Request) -> Response | None:
-    """Read the client's number off the token, as the node does with Redis."""
+async def check(connection: ServerConnection, request: Request) -> Response | None:
+    """Take the token out of Redis, as the node does."""
     token = parse_qs(urlsplit(request.path).query).get("token", [""])[0]
-    if not token.isdigit():
-        return connection.respond(HTTPStatus.UNAUTHORIZED, "no token\n")
-    connection.client = int(token)  # type: ignore[attr-defined]
+    client = await client_of.getdel(f"{prefix}:token:{token}")
+    if client is None:
+        return connection.respond(HTTPStatus.UNAUTHORIZED, "no such token\n")
+    connection.client = int(client)  # type: ignore[attr-defined]
     return None
 
 
@@ -33,7 +37,7 @@ async def handle(connection: ServerConnection) -> None:
         del clients[client]
 
 
-async def main(url: str, port: int, prefix: str) -> None:
+async def main() -> None:
     """Serve, and hand on what Redis says."""
     pubsub = redis.asyncio.Redis.from_url(url).pubsub()
     await pubsub.subscribe(f"{prefix}:push")
@@ -52,4 +56,4 @@ async def main(url: str, port: int, prefix: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+    uvloop.run(main())
