@@ -85,6 +85,11 @@ PROGRAMS = (
         "Linux, whose epoll the benchmarks' C programs are made for",
         "epoll" if sys.platform == "linux" else None,
     ),
+    (
+        "clock",
+        "Linux, where the wall clock of a single process can be set",
+        "LD_PRELOAD" if sys.platform == "linux" else None,
+    ),
 )
 
 pythons = {version: path for version in WANTED_PYTHONS if (path := find_python(version))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from freeim.event_group import GroupMember
+from freeim.event_group_thread import GroupThread
 from freeim.names import ClientId, IdKind, Names, check_client_id, parse_client_id, system_id
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ POLL_SECONDS: Final = 0.2
 """How often the thread looks whether it is to stop."""
 LONGEST_PAUSE: Final = 5.0
 """The longest wait between two attempts to connect."""
+EVENTS_PER_LOOK: Final = 100
+"""How many kept events the leader of a group handles before it looks again at what comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +45,16 @@ class Event:
         connections: How many connections the client has now: 1 at ``online`` means that it has just come, 0 at
             ``offline`` that it is gone. None where the node does not tell (FreeIM's .NET node).
         kind: ``"online"`` for a connection that opened, ``"offline"`` for one that closed.
+        fence: In a group, the number of the leadership under which this process handles the event. It grows with each
+            take-over: an app that writes it beside its data can refuse to replace what has a greater one. None without
+            a group.
     """
 
     client_id: ClientId
     metadata: str | None
     connections: int | None
     kind: Literal["online", "offline"] = "online"
+    fence: int | None = None
 
 
 class EventDecoder:
@@ -65,7 +74,7 @@ class EventDecoder:
         self._ids: IdKind = ids
         self._garbage_seen = False
 
-    def decode(self, channel: bytes, payload: bytes) -> Event | None:
+    def decode(self, channel: bytes, payload: bytes, fence: int | None = None) -> Event | None:
         """Return the event; None for what is none, which is logged the first time."""
         try:
             document = json.loads(payload)
@@ -76,7 +85,7 @@ class EventDecoder:
                 raise ValueError("Item2 is no text")
             if type(connections) is not int or connections < 0:
                 connections = None
-            return Event(client_id, metadata, connections, self._kinds[channel.decode()])
+            return Event(client_id, metadata, connections, self._kinds[channel.decode()], fence)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if not self._garbage_seen:
                 self._garbage_seen = True
@@ -145,7 +154,8 @@ class EventBus:
 
     It reconnects for ever, and notices a connection that is only half there. After any time in which events may have
     been missed it calls `resync`. A callback that raises is logged. Threads do not survive a fork: start a bus in each
-    process that wants one. Made by `ImHelper.event_bus`::
+    process that wants one. With a group, only one of the processes that ask for it calls its callbacks. Made by
+    `ImHelper.event_bus`::
 
         with helper.event_bus(online=print, resync=read_again):
             ...
@@ -159,6 +169,7 @@ class EventBus:
         online: Callable[[Event], object] | None,
         offline: Callable[[Event], object] | None,
         resync: Callable[[], object] | None,
+        group: str | None,
     ) -> None:
         for name, function in (("online", online), ("offline", offline), ("resync", resync)):
             if function is not None and not callable(function):
@@ -171,6 +182,7 @@ class EventBus:
         self._subscribed = threading.Event()
         self._tried = threading.Event()
         self._thread = threading.Thread(target=self._run, name="freeim-event-bus", daemon=True)
+        self._group = None if group is None else GroupThread(connect, GroupMember(names, group))
 
     @property
     def alive(self) -> bool:
@@ -182,6 +194,11 @@ class EventBus:
         """Whether it is connected to Redis and subscribed at this moment."""
         return self._subscribed.is_set() and self.alive
 
+    @property
+    def leading(self) -> bool:
+        """Whether this process is the one of its group that handles events now; without a group, whether it runs."""
+        return self.alive and (self._group is None or self._group.leads())
+
     def start(self, timeout: float) -> None:
         """Begin; `ImHelper.event_bus` has done so.
 
@@ -189,6 +206,8 @@ class EventBus:
             timeout: How long to wait for the first attempt to subscribe, in seconds.
         """
         self._thread.start()
+        if self._group is not None:
+            atexit.register(self.stop)  # so that the next process takes over at once
         self._tried.wait(timeout)
 
     def wait_subscribed(self, timeout: float | None = None) -> bool:
@@ -203,12 +222,13 @@ class EventBus:
         return self._subscribed.wait(timeout)
 
     def stop(self, timeout: float | None = 5.0) -> None:
-        """Stop listening; a callback that is running ends first.
+        """Stop listening; a callback that is running ends first. In a group, another process takes over at once.
 
         Args:
             timeout: How long to wait for the thread, in seconds; None for as long as it takes.
         """
         self._stopping.set()
+        atexit.unregister(self.stop)
         if self._thread is not threading.current_thread():
             self._thread.join(timeout)
 
@@ -222,15 +242,19 @@ class EventBus:
 
     def _run(self) -> None:
         failed, gap = 0, False
+        if self._group is not None:
+            self._group.start()
         while not self._stopping.is_set():
             try:
                 client: Any = self._connect()
                 with contextlib.closing(client), client.pubsub() as pubsub:
                     self._subscribe(pubsub)
                     failed = 0
+                    if self._group is not None:
+                        self._group.subscribed()
                     self._subscribed.set()
                     self._tried.set()
-                    if gap and self._resync is not None:
+                    if gap and self._group is None and self._resync is not None:
                         call_logged(self._resync)
                     self._listen(pubsub)
             except Exception as error:
@@ -238,18 +262,23 @@ class EventBus:
                 self._tried.set()
                 gap = True
                 if self._stopping.is_set():
-                    return
+                    break
+                if self._group is not None:
+                    self._group.unsubscribed()
                 failed += 1
                 if failed == 1:
                     logger.warning("the event bus lost Redis (%s); it keeps trying", error)
                 self._stopping.wait(pause_before(failed))
+        if self._group is not None:
+            self._group.leave()
 
     def _subscribe(self, pubsub: redis_py.client.PubSub) -> None:
-        """Subscribe and wait for both confirmations: from then on nothing is missed."""
-        pubsub.subscribe(*self._decoder.channels)
+        """Subscribe and wait for all confirmations: from then on nothing is missed."""
+        channels = self._decoder.channels if self._group is None else (*self._decoder.channels, self._group.channel)
+        pubsub.subscribe(*channels)
         deadline = time.monotonic() + PONG_SECONDS
         confirmed = 0
-        while confirmed < len(self._decoder.channels):
+        while confirmed < len(channels):
             message = pubsub.get_message(timeout=POLL_SECONDS)
             if message is not None and message["type"] == "subscribe":
                 confirmed += 1
@@ -261,7 +290,8 @@ class EventBus:
     def _listen(self, pubsub: redis_py.client.PubSub) -> None:
         pulse = Pulse(time.monotonic())
         while not self._stopping.is_set():
-            message = pubsub.get_message(timeout=POLL_SECONDS)
+            more = self._group is not None and self._handle_kept(self._group)
+            message = pubsub.get_message(timeout=0.0 if more else POLL_SECONDS)
             now = time.monotonic()
             if message is not None:
                 pulse.heard(now)
@@ -279,8 +309,30 @@ class EventBus:
             raise ConnectionError("the connection was replaced")
         if message["type"] != "message":
             return
-        event = self._decoder.decode(message["channel"], message["data"])
-        if event is not None:
-            callback = self._callbacks[event.kind]
-            if callback is not None:
-                call_logged(callback, event)
+        if self._group is not None:
+            self._group.heard(message["channel"], message["data"])
+        else:
+            self._tell(self._decoder.decode(message["channel"], message["data"]))
+
+    def _handle_kept(self, group: GroupThread) -> bool:
+        """Handle what waits while this process leads; return whether there is more."""
+        for _ in range(EVENTS_PER_LOOK):
+            # Asked before each event: this process may have stood still for longer than its lease.
+            gap, item, fence = group.next()
+            if self._stopping.is_set():
+                return False
+            if gap:
+                if self._resync is not None:
+                    call_logged(self._resync)
+                group.resynced()
+            elif item is not None:
+                self._tell(self._decoder.decode(*item, fence))
+                group.done()
+            else:
+                return False
+        return True
+
+    def _tell(self, event: Event | None) -> None:
+        callback = None if event is None else self._callbacks[event.kind]
+        if callback is not None:
+            call_logged(callback, event)

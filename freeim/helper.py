@@ -219,6 +219,7 @@ class ImHelper:
         offline: Callable[[Event], object] | None = None,
         *,
         resync: Callable[[], object] | None = None,
+        group: str | None = None,
     ) -> EventBus:
         """Listen to clients that come and go, in a thread; it has begun when this returns, if Redis is there.
 
@@ -226,6 +227,8 @@ class ImHelper:
             online: Called for each connection that opens.
             offline: Called for each connection that closes.
             resync: Called after any gap in which events may have been missed, to read again who is online.
+            group: Of all processes that give this name, with this or the asyncio helper, one at a time is told of
+                events. When it stops, another takes over at once; when it dies, within 10 s, and goes on where it was.
 
         Returns:
             The running bus; see `EventBus`.
@@ -237,6 +240,7 @@ class ImHelper:
             online,
             offline,
             resync,
+            group,
         )
         self._buses.add(bus)
         bus.start(self._core.timeout)

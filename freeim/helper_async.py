@@ -168,6 +168,7 @@ class AsyncImHelper:
         offline: Callable[[Event], object] | None = None,
         *,
         resync: Callable[[], object] | None = None,
+        group: str | None = None,
     ) -> AsyncEventBus:
         """Listen to clients that come and go, in a task of the running loop; ``async with`` waits for its beginning.
 
@@ -175,6 +176,7 @@ class AsyncImHelper:
             online: Called, and awaited if need be, for each connection that opens.
             offline: Called, and awaited if need be, for each connection that closes.
             resync: Called, and awaited if need be, after any gap in which events may have been missed.
+            group: Of all processes that give this name, one at a time is told of events; see `ImHelper.event_bus`.
 
         Returns:
             The bus, which can also be iterated; see `AsyncEventBus`.
@@ -182,7 +184,7 @@ class AsyncImHelper:
         Raises:
             RuntimeError: No event loop is running.
         """
-        bus = AsyncEventBus(self._open_bus, self._core.names, self._core.ids, online, offline, resync)
+        bus = AsyncEventBus(self._open_bus, self._core.names, self._core.ids, online, offline, resync, group)
         self._buses.add(bus)
         return bus
 

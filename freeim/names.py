@@ -92,6 +92,14 @@ class Names:
     def share(self, epoch: str) -> str:
         return f"{self.prefix}Share{epoch}"
 
+    def group(self, group: str) -> str:
+        """The lease of an event group, and the pub/sub channel of its marks."""
+        return f"{self.prefix}Group{group}"
+
+    @property
+    def fences(self) -> str:
+        return f"{self.prefix}Fences"
+
 
 def new_token() -> str:
     """Return a fresh connection token: 128 lower-case hex characters, 512 random bits."""

@@ -36,6 +36,11 @@ class RecordingRedis:
         found, self.commands = self.commands, []
         return found
 
+    def pass_on(self, args: list[str], raw: bytes, upstream: socket.socket) -> None:
+        """Write a command down and send it to the server."""
+        self.commands.append(args)  # before it is passed on: once its reply is there, it is written down
+        upstream.sendall(raw)
+
     def __enter__(self) -> Self:
         self._spawn(self._accept)
         return self
@@ -75,9 +80,10 @@ class RecordingRedis:
                     body = reader.read(int(head[1:]) + 2)
                     raw += (head, body)
                     args.append(body[:-2].decode())
-                if args[0].upper() not in HANDSHAKE:
-                    self.commands.append(args)  # before it is passed on: once its reply is there, it is written down
-                upstream.sendall(b"".join(raw))
+                if args[0].upper() in HANDSHAKE:
+                    upstream.sendall(b"".join(raw))
+                else:
+                    self.pass_on(args, b"".join(raw), upstream)
         with contextlib.suppress(OSError):
             upstream.shutdown(socket.SHUT_WR)
 

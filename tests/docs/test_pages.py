@@ -126,11 +126,14 @@ async def test_nodes_and_apps_can_do_all_they_do_with_the_users_of_the_page(own_
     address = f"SECRET@127.0.0.1:{own_redis_server.port}"
     command = ("--bind", f"127.0.0.1:{free_port()}", "--redis-url", f"redis://freeim-node:{address}")
     events: list[Event] = []
+    in_group: list[Event] = []
     async with (
         AsyncImHelper(f"redis://freeim-app:{address}") as helper,
         helper.event_bus(events.append, events.append) as bus,
+        helper.event_bus(in_group.append, in_group.append, group="shop") as member,
     ):
         assert await bus.wait_subscribed(5.0)
+        await until(lambda: member.leading, "it leads")
         with Server(*command) as killed:
             assert "CLIENT TRACKING" in killed.banner()
             await use_everything(helper)
@@ -148,6 +151,12 @@ async def test_nodes_and_apps_can_do_all_they_do_with_the_users_of_the_page(own_
             node.tell(signal.SIGTERM)
             assert node.wait() == 0
         await until(lambda: [event.client_id for event in events] == [1, 1, 3, 3, 5, 5, 5], "seven events")
+        await until(lambda: len(in_group) == 7, "the same in a group")
+        # A lease that seems too long, and one that is given back.
+        own_redis_server.command("SET", "im_v2_wsGroupother", "dead", "PX", 100_000)
+        async with helper.event_bus(group="other") as other:
+            await until(lambda: other.leading, "the lease was cut to its length")
+        assert own_redis_server.command("EXISTS", "im_v2_wsGroupother") == 0
     refused = {entry[entry.index(b"object") + 1] for entry in own_redis_server.command("ACL", "LOG")}
     assert refused <= {b"client", b"client|setinfo"}, "what redis-py tries, as the page says"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from freeim import AsyncImHelper, ImHelper
+from tests.helper.buses import Both
 from tests.servers import RedisServer
 
 
@@ -84,3 +86,15 @@ def make(request: pytest.FixtureRequest) -> Iterator[MakeHelper]:
 def helper(make: MakeHelper, redis_server: RedisServer) -> Any:
     """A helper of one node, named ``a``, on an empty Redis."""
     return make(redis_server.url, nodes=["a"])
+
+
+@pytest.fixture(params=["sync", "async"])
+def both(request: pytest.FixtureRequest) -> Any:
+    with contextlib.ExitStack() as stack:
+
+        def make(url: str, **callbacks: Any) -> Both:
+            made = Both(request.param, url, **callbacks)
+            stack.callback(made.close)
+            return made
+
+        yield make
