@@ -77,7 +77,9 @@ PROGRAMS = (
         "a Chromium (Debian: apt install chromium)",
         on_path("chromium", "chromium-browser", "google-chrome", CHROME),
     ),
-    ("proxy", "nginx (Debian: apt install nginx-light)", on_path("nginx")),
+    ("nginx", "nginx (Debian: apt install nginx-light)", on_path("nginx")),
+    ("caddy", "Caddy (Debian: apt install caddy)", on_path("caddy")),
+    ("haproxy", "HAProxy (Debian: apt install haproxy)", on_path("haproxy")),
     (
         "bench",
         "Linux, whose epoll the benchmarks' C programs are made for",

@@ -63,6 +63,10 @@ def _main(argv: Sequence[str]) -> int:
 def _run(options: Options) -> int:
     check_platform()
     options.redis_url_with_password()  # a missing file is told now, and once, not by each worker
+    if options.tls_cert is not None or options.tls_key is not None:
+        from freeim.node.tls import server_context
+
+        server_context(options)
     options = options.for_embedded()
     if options.workers > 1:
         from freeim.supervisor import supervise

@@ -14,17 +14,20 @@ from typing import Any, Final, Literal, Self
 from freeim import config_checks as checks
 from freeim.errors import ConfigError
 from freeim.names import IdKind
+from freeim.origins import check_origin
 from freeim.redis_url import mask_redis_url, parse_redis_url, with_password
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
+PerClientPolicy = Literal["reject", "replace-oldest"]
 
 PLACE: Final = "Where it listens, and what it is called"
 REDIS: Final = "Redis"
 PROTOCOL: Final = "Protocol and names"
 RUNNING: Final = "Running"
+ADMISSION: Final = "Who gets in"
 LIMITS: Final = "Time limits and sizes"
-GROUPS: Final = (PLACE, REDIS, PROTOCOL, RUNNING, LIMITS)
+GROUPS: Final = (PLACE, REDIS, PROTOCOL, RUNNING, ADMISSION, LIMITS)
 """The headings of --help and of docs/options.md, in order."""
 
 
@@ -61,6 +64,11 @@ def _bytes(default: int, text: str, *, minimum: int = 0, maximum: int = 2**40) -
     return _option(default, LIMITS, text, metavar="BYTES", unit="bytes", minimum=minimum, maximum=maximum)
 
 
+def _count(text: str, *, maximum: int = 2**31 - 1) -> Any:
+    """A number that may be limited, and is not by default."""
+    return _option(0, ADMISSION, text, metavar="N", maximum=maximum)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Every option of a node. Each field is a command-line option, an environment variable and a key of the file.
@@ -94,7 +102,7 @@ class Options:
         None,
         PLACE,
         "What terminals connect to, everything before the path, e.g. wss://im.example.com/n{index}. May hold {index}, "
-        "{port} and {hostname}. Left out, it is ws://<node name>.",
+        "{port} and {hostname}. Left out, it is ws://<node name>, or wss:// with TLS.",
         metavar="URL",
     )
     admin_bind: str = _option(
@@ -153,6 +161,49 @@ class Options:
     log_format: LogFormat = _option(  # noqa: RUF009 - as for ids
         "text", RUNNING, "Form of the log: readable lines, or one JSON object a line, for programs."
     )
+    tls_cert: str | None = _option(
+        None,
+        ADMISSION,
+        "File with the TLS certificate and its chain (PEM). With it the node speaks TLS and nothing else.",
+        metavar="FILE",
+    )
+    tls_key: str | None = _option(
+        None,
+        ADMISSION,
+        "File with the key of the certificate (PEM, not encrypted). Left out, the certificate's file holds it too.",
+        metavar="FILE",
+    )
+    trusted_proxies: tuple[str, ...] = _option(
+        (),
+        ADMISSION,
+        "Addresses and networks of proxies that are believed when they say where a terminal comes from, by "
+        "X-Forwarded-For or the PROXY protocol, e.g. 127.0.0.1,10.0.0.0/8.",
+        metavar="ADDRESS,ADDRESS",
+    )
+    origins: tuple[str, ...] = _option(
+        (),
+        ADMISSION,
+        "Origins whose pages may connect (else 403), e.g. https://app.example.com or https://*.example.com. Requests "
+        "without an Origin header, which no browser sends, are let in. Left out, it is every origin.",
+        metavar="ORIGIN,ORIGIN",
+    )
+    max_connections: int = _count(
+        "Connections that the node holds (beyond it, 503); 0 is as many as the system's limit of descriptors allows."
+    )
+    max_per_client: int = _count("Connections that one client may have; 0 is any number.")
+    per_client_policy: PerClientPolicy = _option(  # noqa: RUF009 - as for ids
+        "reject",
+        ADMISSION,
+        "What happens to one connection too many of a client: it is refused (429), or the client's oldest is closed "
+        "for it (4001).",
+    )
+    max_per_address: int = _count(
+        "Sockets that one address may have open (beyond it, 429; beyond twice as many, cut without an answer); an IPv6 "
+        "network of /64 is one address; 0 is any number."
+    )
+    handshakes_per_address: int = _count(
+        "WebSocket requests that one address may make in a second (beyond it, 429); 0 is any number."
+    )
     backlog: int = _option(
         4096,
         LIMITS,
@@ -167,6 +218,9 @@ class Options:
     close_timeout: float = _seconds(5.0, "Time to answer a Close frame, then the connection is cut.")
     max_head: int = _bytes(8192, "Longest HTTP request head (else 431).", minimum=512, maximum=2**20)
     max_inbound: int = _bytes(4096, "Longest message that a terminal may send (else 1009).", minimum=125, maximum=2**30)
+    inbound_rate: int = _bytes(
+        65536, "What a terminal may send in a second, pings and pongs included (else 1009); 0 is any amount."
+    )
     send_buffer: int = _bytes(65536, "SO_SNDBUF of each connection; 0 is the system's default.", maximum=2**30)
     queue_limit: int = _bytes(
         1_048_576, "What may wait for one slow terminal (else 4002); one message always may.", minimum=1
@@ -190,6 +244,13 @@ class Options:
                 f"ping_timeout ({self.ping_timeout} s) must not be longer than ping_interval ({self.ping_interval} s)",
                 "ping_timeout",
                 "ping_interval",
+            )
+        if 0 < self.inbound_rate < self.max_inbound:
+            raise ConfigError(
+                f"inbound_rate ({self.inbound_rate} bytes) must not be less than max_inbound ({self.max_inbound} bytes)"
+                ": no message of that length could ever come",
+                "inbound_rate",
+                "max_inbound",
             )
         self._check_redis()
         self._check_workers()
@@ -297,9 +358,7 @@ class Options:
             # Port 0 is not known yet: a name that depends on it stays open until for_worker(port=...).
             node=self.node if self._awaits_port(self.node) else self._node_name(index),
             nodes=nodes,
-            public_url=self.public_url
-            if self.public_url is None or self._awaits_port(self.public_url)
-            else self._expand(self.public_url, index),
+            public_url=self._public_url(index),
             workers=1,
         )
 
@@ -386,6 +445,14 @@ class Options:
             return self._expand("{hostname}:{port}", index)
         return self._bind(index)
 
+    def _public_url(self, index: int) -> str | None:
+        if self.public_url is None:
+            # Without TLS the helper knows: FreeIM's rule is ws:// and the name.
+            if self.tls_cert is None or self._awaits_port(self.node):
+                return None
+            return f"wss://{self._node_name(index)}"
+        return self.public_url if self._awaits_port(self.public_url) else self._expand(self.public_url, index)
+
     def _expand(self, template: str, index: int) -> str:
         port = str(self.address[1] + index)
         return checks.expand(template, {"index": str(index), "port": port, "hostname": socket.gethostname()})
@@ -461,6 +528,13 @@ _CHECKS: Final[dict[str, Callable[[str], object]]] = {
 }
 
 
+_LISTS: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
+    "nodes": ("names", checks.check_node_name),
+    "origins": ("origins", check_origin),
+    "trusted_proxies": ("addresses and networks", checks.check_network),
+}
+
+
 def _check(name: str, check: Callable[[str], object], value: str) -> None:
     try:
         check(value)
@@ -482,7 +556,7 @@ def _check_value(option: Option, value: object) -> None:
         if value not in option.choices:
             raise ConfigError(f"{name} must be {' or '.join(option.choices)}, not {value!r}", name)
     elif option.kind == "list":
-        _check_nodes(name, value)
+        _check_list(name, value)
     elif not isinstance(value, str):
         raise ConfigError(f"{name} must be a text, not {value!r}", name)
     elif name == "redis_url":
@@ -506,11 +580,12 @@ def _check_number(option: Option, value: object) -> None:
         )
 
 
-def _check_nodes(name: str, value: object) -> None:
+def _check_list(name: str, value: object) -> None:
+    kind, check = _LISTS[name]
     if not isinstance(value, tuple) or not all(isinstance(entry, str) for entry in value):
-        raise ConfigError(f"{name} must be a list of names (in Python a tuple of str), not {value!r}", name)
+        raise ConfigError(f"{name} must be a list of {kind} (in Python a tuple of str), not {value!r}", name)
     for entry in value:
-        _check(name, checks.check_node_name, entry)
+        _check(name, check, entry)
     twice = sorted({entry for entry in value if value.count(entry) > 1})
     if twice:
-        raise ConfigError(f"{name} holds {', '.join(twice)} more than once; each node is listed once", name)
+        raise ConfigError(f"{name} holds {', '.join(twice)} more than once; each is listed once", name)

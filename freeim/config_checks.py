@@ -119,6 +119,20 @@ def check_path(path: str) -> None:
         raise ValueError(f"must not be {path!r}: the node answers its own state there")
 
 
+def check_network(text: str) -> None:
+    """Check an address or a network."""
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        try:
+            meant = f"; did you mean {ipaddress.ip_network(text, strict=False)}?"
+        except ValueError:
+            meant = ""
+        raise ValueError(
+            f"must hold addresses and networks such as 127.0.0.1, 10.0.0.0/8 or fd00::/8, not {text!r}{meant}"
+        ) from None
+
+
 def check_prefix(prefix: str) -> None:
     """Check the beginning of every Redis key."""
     if not prefix or not _plain(prefix):

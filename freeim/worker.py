@@ -53,8 +53,10 @@ async def start(options: Options, environ: Mapping[str, str], **more: Any) -> as
 
 def unpack(line: bytes) -> Options:
     """The reverse of `pack`."""
-    values = json.loads(line)
-    return Options(**values | {"nodes": tuple(values["nodes"])})
+    values: dict[str, Any] = {}
+    for name, value in json.loads(line).items():
+        values[name] = tuple(value) if isinstance(value, list) else value  # JSON knows no tuples
+    return Options(**values)
 
 
 def unpack_banner(line: bytes) -> str:

@@ -13,6 +13,7 @@ from freeim._core import Client, Connection, Fanout, Router
 from freeim.config import Options
 from freeim.errors import CloseCode
 from freeim.names import Names, connect_url, owners, system_id
+from freeim.node.admission import Admission
 from freeim.node.decode import BadPayload, decode_token
 from freeim.node.handshake import Handshake
 from freeim.node.histogram import Histogram
@@ -85,6 +86,9 @@ class Connections:
         self.system = system_id(options.ids)
         self.fanout = Fanout(self._loop.call_soon, self._too_slow, options.queue_limit, options.node_queue_limit)
         self._slow_log = SparseLog(logging.INFO, TOO_SLOW_PER_MINUTE, "cut %d more connections that read too slowly")
+        self.admission = Admission(options)
+        self._attached = 0
+        """Connections from the begin of their opening until their socket is gone."""
         self.router: Router | None = None
         self._handshakes: Deadlines[Handshake] = Deadlines(options.handshake_timeout, self._handshake_expired)
         self._lingering: Deadlines[Handshake] = Deadlines(options.close_timeout, Handshake.timed_out)
@@ -135,6 +139,9 @@ class Connections:
             assert handshake.transport is not None
             handshake.transport.abort()
         self._handshakes.start(handshake, self._loop.time())
+        if not self.admission.admit(handshake):
+            assert handshake.transport is not None
+            handshake.transport.abort()
 
     def request(self, handshake: Handshake, request: Request) -> None:
         """Answer a request, or ask Redis about its token.
@@ -148,6 +155,8 @@ class Connections:
         if request.path != self.options.path:
             raise Refusal(404, f"nothing is served here; the WebSocket endpoint is {self.options.path}")
         handshake.key = websocket_key(request)
+        self.admission.check(handshake, request)
+        self._check_room()
         self._check_ready()
         handshake.token = token_of(request)
         self._session.send(lambda reply: self._token_read(handshake, reply), "GET", self._names.token(handshake.token))
@@ -165,6 +174,20 @@ class Connections:
             handshake.answer(request, 200, "ready, without CLIENT TRACKING: channel messages cost a look-up each")
         else:
             handshake.answer(request, 200, "ready")
+
+    def _check_room(self) -> None:
+        limit = self.options.max_connections
+        if limit and self._attached >= limit:
+            raise Refusal(503, f"this node is full: it may hold {limit} connections", "Retry-After: 10")
+
+    def _check_client(self, client_id: bytes) -> None:
+        """Refuse a connection too many of one client. Its token stays good, for when another has closed."""
+        assert self.router is not None
+        limit = self.options.max_per_client
+        if limit and self.options.per_client_policy == "reject":
+            client = self.router.clients.get(client_id)
+            if client is not None and len(client.connections) >= limit:
+                raise Refusal(429, f"a client may have {limit} connections here, and this one has them")
 
     def _check_ready(self) -> None:
         if self.draining:
@@ -188,7 +211,10 @@ class Connections:
             if owner == self.options.node:
                 if handshake.half_closed:
                     raise Refusal(400, "the terminal ended its side of the connection before it was answered")
-                self._open(handshake, str(client_id).encode(), token_json)
+                self._check_room()  # again: others may have come while Redis was asked
+                text = str(client_id).encode()
+                self._check_client(text)
+                self._open(handshake, text, token_json)
             else:
                 self._misdirect(handshake, owner)
         except Refusal as refusal:
@@ -222,6 +248,7 @@ class Connections:
         self._last_number += 1
         connection = Connection(self.fanout, self._last_number, token_json, handshake)
         handshake.connection = connection
+        self._attached += 1
         # At the same moment on both connections: the reader gets the membership, the writer counts and publishes.
         self.router.attach(client_id, connection)
         self._send_open(connection, handshake.token)
@@ -240,6 +267,8 @@ class Connections:
             assert self.router is not None
             self.living[connection.number] = connection
             self.router.confirm(connection)
+            if self.options.per_client_policy == "replace-oldest":
+                self._replace_oldest(connection.client)
             self._upgrade_if_ready(connection)
         elif reply == FENCED:
             # This instance's life has ended in Redis (it slept, or Redis is back empty): revive it first.
@@ -252,6 +281,18 @@ class Connections:
             elif not isinstance(reply, ConnectionError):
                 log.warning("Redis refused to count a connection: %s", reply)
             self._refuse(handshake, refusal)
+
+    def _replace_oldest(self, client: Client) -> None:
+        """Close the connections beyond the limit of a client that has just got one, the oldest first.
+
+        Only those that Redis has counted are looked at: an opening whose token turns out to be used must cost nobody
+        anything. Without a limit, which is 0, the slice is empty.
+        """
+        counted = [connection for connection in client.connections if connection.number in self.living]
+        counted.sort(key=lambda connection: connection.number)
+        for connection in counted[: -self.options.max_per_client]:
+            log.debug("closed a connection of client %s: replaced by a newer one", client.id.decode())
+            self.close(connection, CloseCode.REPLACED, "replaced by a newer login")
 
     def retry_fenced(self) -> None:
         """The life was revived: open what had to wait for that."""
@@ -291,6 +332,7 @@ class Connections:
         transport.resume_reading()
         terminal = Terminal(self, connection, transport)
         connection.owner = terminal
+        self.admission.hand_over(handshake, terminal)
         terminal.start(key, rest)
 
     def opened(self, terminal: Terminal) -> None:
@@ -314,7 +356,7 @@ class Connections:
         handshake.finished = True
         if handshake.connection is not None:
             self._abandon(handshake)
-        self._socket_gone()
+        self._socket_gone(handshake)
 
     def _refuse(self, handshake: Handshake, refusal: Refusal) -> None:
         if handshake.connection is not None:
@@ -388,16 +430,18 @@ class Connections:
         self._closing.finish(terminal)
         self._pings.remove(terminal, terminal.ping_slot)
         self._leave(connection)
-        self._socket_gone()
+        self._socket_gone(terminal)
 
     def _leave(self, connection: Connection) -> None:
         assert self.router is not None
+        self._attached -= 1
         self.living.pop(connection.number, None)
         self.router.detach(connection)
         self._presence.close(connection.number)
 
-    def _socket_gone(self) -> None:
+    def _socket_gone(self, holder: Handshake | Terminal) -> None:
         self.accepted -= 1
+        self.admission.leave(holder)
         if not (self.accepted if self._stopped else self.living):
             self._emptied.set()
         if self.on_closed is not None:
@@ -419,6 +463,7 @@ class Connections:
     def tell_rest(self) -> None:
         """Log how many were cut without a line of their own since the last call; to be called now and then."""
         self._slow_log.tell_rest()
+        self.admission.log.tell_rest()
 
     def _cut(self, terminal: Terminal) -> None:
         transport = terminal.connection.transport
@@ -438,6 +483,7 @@ class Connections:
         self._due = now + TICK
         for deadlines in (self._handshakes, self._lingering, self._closing):
             deadlines.expire(now)
+        self.admission.look_at_clock(now)
 
     def _turn(self) -> None:
         self._timers[1] = self._loop.call_later(self._pings.turn_seconds, self._turn)

@@ -56,7 +56,7 @@ class Request:
 
     method: str
     path: str
-    query: str
+    query: str = field(repr=False)  # it holds the token
     version: tuple[int, int]
     headers: dict[str, str] = field(repr=False)
 

@@ -29,6 +29,8 @@ from freeim.node.link import LinkLost
 from freeim.node.presence import Presence
 from freeim.node.redis_watch import RedisWatch
 from freeim.node.session import Session
+from freeim.node.tls import server_context
+from freeim.node.tls_gate import TlsGate
 from freeim.redis_url import RedisAddress, parse_redis_url
 
 log = logging.getLogger("freeim")
@@ -105,10 +107,13 @@ class Node:
             self.on_received = self._bus.on_received
             self._redis_watch = RedisWatch(self._session, self._bus)
             self._connections.router = self._bus.router
+            tls = server_context(options)
+            gate = None if tls is None else TlsGate(tls, self._connections, options.handshake_timeout)
             self._acceptor = Acceptor(
-                self._sock, lambda: Handshake(self._connections), self._connections.fanout.backlog
+                self._sock, lambda: Handshake(self._connections), self._connections.fanout.backlog, gate
             )
             self._connections.on_closed = self._acceptor.closed
+            self._acceptor.check_capacity(options.max_connections)
             await self._session.start(self._take)
             if self._admin is not None:
                 await self._admin.start()
@@ -174,6 +179,17 @@ class Node:
                 await asyncio.gather(self._session.stop(), *self._tasks, return_exceptions=True)
             finally:
                 self._leave_embedded()
+
+    def reload_tls(self) -> None:
+        """Read the certificate and its key again; connections that stand keep theirs. Does nothing without TLS.
+
+        Raises:
+            ConfigError: They cannot be used. The node goes on with those it has.
+        """
+        context, gate = server_context(self.options), self._acceptor.gate
+        if context is not None and gate is not None:
+            gate.context = context
+            log.info("read the TLS certificate %s again; new connections get it", self.options.tls_cert)
 
     async def _locate_redis(self) -> RedisAddress:
         """Return where Redis is. The embedded one is joined again: what we had joined may have come to its end."""
@@ -241,20 +257,21 @@ class Node:
         redis = self._session.place
         if self._embedded is not None:
             redis = f"embedded {self._embedded.name} at {redis} (keeps nothing on disk)"
+        capacity = min(self._acceptor.capacity, options.max_connections or self._acceptor.capacity)
         membership = "by client, with CLIENT TRACKING"
         if not self._session.tracking:
             membership = f"by channel, as FreeIM does it ({self._session.tracking_refused})"
         return "\n".join(
             [
                 f"freeim {version('freeim')}: node {self.name}",
-                f"  listens on   {options.bind}",
+                f"  listens on   {options.bind}{' (TLS)' if options.tls_cert is not None else ''}",
                 f"  connect URL  {self.url}?token=...",
                 f"  nodes        {', '.join(self.nodes)}",
                 f"  Redis        {redis}",
                 f"  names        begin with {self._names.prefix}, {options.ids} ids",
                 f"  membership   {membership}",
                 f"  metrics      {self.metrics_url or 'off'}",
-                f"  connections  up to {self._acceptor.capacity:,} ({self._acceptor.limit:,} descriptors)",
+                f"  connections  up to {capacity:,} ({self._acceptor.limit:,} descriptors)",
             ]
         )
 
@@ -285,6 +302,8 @@ class Node:
         await self._redis_watch.beat()
         self._bus.tell_losses()
         self._connections.tell_rest()
+        if self._acceptor.gate is not None:
+            self._acceptor.gate.tell_rest()
 
     async def _renew(self) -> bool:
         try:

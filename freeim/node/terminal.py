@@ -74,11 +74,14 @@ class Terminal(asyncio.Protocol):
     def start(self, key: str, rest: bytes) -> None:
         """Answer with the 101 and go on with the bytes that came after the request."""
         raw = self._transport
-        # From here on the transport reports every queued byte, so that no direct send overtakes one.
-        raw.set_write_buffer_limits(high=0)
+        secure = raw.get_extra_info("sslcontext") is not None
+        # From here on the transport reports every queued byte, so that no direct send overtakes one. One of TLS says
+        # so of its high-water mark itself, the others of what is above it.
+        raw.set_write_buffer_limits(high=1 if secure else 0)
         raw.set_protocol(self)
         raw.write(switching_protocols(key))
-        self.connection.attach_transport(raw, raw.get_extra_info("socket").fileno())
+        # What goes through TLS cannot be sent past it.
+        self.connection.attach_transport(raw, -1 if secure else raw.get_extra_info("socket").fileno())
         self._connections.opened(self)
         if rest:
             self.data_received(rest)
@@ -86,12 +89,16 @@ class Terminal(asyncio.Protocol):
     # ---- asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
+        if self._broken:
+            return
+        if not self._connections.admission.count(self, len(data)):
+            self.fail(CloseCode.MESSAGE_TOO_BIG, "too much sent in a second")
+            return
         if self._reader is None:
             if self._read_usual(data):
                 return
             self._reader = FrameReader(self, self._connections.options.max_inbound)
-        if not self._broken:
-            self._reader.feed(data)
+        self._reader.feed(data)
 
     def _read_usual(self, data: bytes) -> bool:
         """Read what is one usual frame; False where it is anything else."""

@@ -116,7 +116,7 @@ async def test_a_broken_rule_closes_that_connection_with_the_right_code(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     data, code = BROKEN[what]
-    async with running(redis_server, **NEVER_CUT) as run, run.events() as events:
+    async with running(redis_server, inbound_rate=0, **NEVER_CUT) as run, run.events() as events:
         other = await run.connect(2)
         for way in ("at once", "with the request", "in pieces"):
             listen(caplog)
