@@ -4,7 +4,7 @@
 NOX = .venv/bin/nox --session
 MORE = $(if $(ARGS),-- $(ARGS))
 
-.PHONY: help run test lint format docs fuzz bench bench-full build check-wheel clean
+.PHONY: help run test lint format docs fuzz autobahn bench bench-full build check-wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ docs: .venv/ready  ## Write the pages that are made from the code
 
 fuzz: .venv/ready  ## Repeat the property tests from other seeds, for five minutes (ARGS=seconds)
 	@$(NOX) fuzz $(MORE)
+
+autobahn: .venv/ready  ## Run the Autobahn testsuite against a node (needs a Python 2.7)
+	@$(NOX) autobahn
 
 bench: .venv/ready  ## Measure nodes and the helper against a bare send loop (ARGS="--quick", ARGS="fanout storm")
 	@$(NOX) bench $(MORE)

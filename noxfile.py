@@ -85,6 +85,8 @@ PROGRAMS = (
     ),
 )
 
+AUTOBAHN = "autobahntestsuite==25.10.1"
+
 pythons = {version: path for version in WANTED_PYTHONS if (path := find_python(version))}
 pythons = pythons or {"{}.{}".format(*sys.version_info): sys.executable}  # a newer one alone
 servers = find_servers()
@@ -156,7 +158,7 @@ def leave_checkout(session: nox.Session) -> str:
     """Change to a folder where ``tests`` and ``bench`` can be imported, and freeim only if it is installed."""
     folder = Path(session.virtualenv.location).resolve() / "outside"
     folder.mkdir(exist_ok=True)
-    for name in ("bench", "tests"):
+    for name in ("bench", "tests", "tools"):
         if (ROOT / name).is_dir() and not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     session.chdir(folder)
@@ -207,6 +209,22 @@ def fuzz(session: nox.Session) -> None:
     end = time.monotonic() + float(session.posargs[0] if session.posargs else 300)
     while time.monotonic() < end:
         run_pytest(session, "-q", "-m", "hypothesis", server=binaries[-1])
+
+
+@nox.session
+def autobahn(session: nox.Session) -> None:
+    """Run the Autobahn testsuite, which has not left Python 2.7, and write down what it sends."""
+    python = find_python("2.7")
+    if python is None:
+        session.error("missing: Python 2.7 with pip (pyenv install 2.7.18)")
+    install_wheel(session)
+    suite = Path(session.virtualenv.location).resolve() / "suite"
+    if not suite.exists():
+        session.run(python, "-m", "pip", "install", "--quiet", "--target", str(suite), AUTOBAHN, external=True)
+    leave_checkout(session)
+    vectors = ROOT / "tests" / "vectors" / "autobahn.json"
+    env = {"FREEIM_TEST_REDIS": binaries[-1]}
+    session.run("python", "-m", "tools.autobahn", python, str(suite), str(vectors), env=env)
 
 
 @nox.session
