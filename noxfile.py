@@ -220,7 +220,8 @@ def autobahn(session: nox.Session) -> None:
     install_wheel(session)
     suite = Path(session.virtualenv.location).resolve() / "suite"
     if not suite.exists():
-        session.run(python, "-m", "pip", "install", "--quiet", "--target", str(suite), AUTOBAHN, external=True)
+        env = {"PYTHONUSERBASE": str(suite)}
+        session.run(python, "-m", "pip", "install", "--quiet", "--user", AUTOBAHN, env=env, external=True)
     leave_checkout(session)
     vectors = ROOT / "tests" / "vectors" / "autobahn.json"
     env = {"FREEIM_TEST_REDIS": binaries[-1]}

@@ -1,6 +1,6 @@
 """Run the Autobahn testsuite against a node, say what it found, and keep what it sent.
 
-Usage: ``python -m tools.autobahn PYTHON PACKAGES VECTORS``, with a Python 2.7, the folder of its packages, in which is
+Usage: ``python -m tools.autobahn PYTHON PACKAGES VECTORS``, with a Python 2.7, the PYTHONUSERBASE in which it has
 autobahntestsuite, and the file to write, tests/vectors/autobahn.json. tests/node/test_autobahn_cases.py replays it.
 """
 
@@ -40,7 +40,7 @@ async def run_suite(python: str, packages: str, report: Path) -> None:
             suite = str(Path(__file__).with_name("suite.py"))
             process = await asyncio.create_subprocess_exec(
                 *(python, suite, str(run.node.port), str(report)),
-                env={**os.environ, "PYTHONPATH": packages},
+                env={**os.environ, "PYTHONUSERBASE": packages},
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
             )

@@ -2,7 +2,8 @@
 """Run categories 1 to 7 of the Autobahn testsuite against a node, which pushes and never echoes.
 
 Usage: ``python2.7 suite.py PORT REPORT < TOKENS`` with one connection token a line; ``__main__.py`` beside it does so.
-Python 2.7, since the suite never left it. It expects an echo of each message. Here an echo counts as a fault, and everything else is judged by the suite.
+The suite never left Python 2.7. It expects an echo of each message. Here an echo counts as a fault, and everything else
+is judged by the suite.
 REPORT becomes a list of JSON objects, one a case: what was sent, what was expected, and the verdict.
 """
 
