@@ -85,6 +85,14 @@ PROGRAMS = (
     ),
 )
 
+# What gcc makes of C for AddressSanitizer, and for the fuzzer to see what has run (tests/fuzz/coverage.c).
+SANITIZED = {
+    "CFLAGS": "-O1 -g -fsanitize=address -fno-omit-frame-pointer -fsanitize-coverage=trace-pc,trace-cmp",
+    "LDFLAGS": "-fsanitize=address",
+}
+# A fault for the fuzzer to find: what unmasks a frame writes beyond its end.
+PLANTED = ("_core_inbound.pxi", "for i in range(size):", "for i in range(size + 32):")
+
 AUTOBAHN = "autobahntestsuite==25.10.1"
 
 pythons = {version: path for version in WANTED_PYTHONS if (path := find_python(version))}
@@ -204,11 +212,60 @@ def test(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Repeat the property tests, each time from another seed, for five minutes or as many seconds as are given."""
+    """Repeat the property tests, each time from another seed, for five minutes or as many seconds as are given.
+
+    Then fuzz under AddressSanitizer for as long again, after a look at whether that finds a fault at all.
+    """
     install_wheel(session)
-    end = time.monotonic() + float(session.posargs[0] if session.posargs else 300)
+    seconds = float(session.posargs[0] if session.posargs else 300)
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         run_pytest(session, "-q", "-m", "hypothesis", server=binaries[-1])
+    each = max(5, int(seconds * (os.cpu_count() or 1) / len(os.listdir(ROOT / "tests" / "fuzz" / "corpus"))))
+    session.notify("sanitize", ["--planted", "--keep", "--seconds", str(each)])
+
+
+@nox.session(python=max(pythons))
+def sanitize(session: nox.Session) -> None:
+    """Fuzz every way into the program under AddressSanitizer, for some seconds each."""
+    if sys.platform != "linux" or not shutil.which("gcc"):
+        (session.error if CI else session.warn)("not fuzzed on this machine: that needs Linux and gcc with its libasan")
+        return
+    build(session)
+    [sdist] = DIST.glob("freeim-*.tar.gz")
+    stamp = Path(session.virtualenv.location) / "sanitized"
+    state = source_digest()
+    if not stamp.exists() or stamp.read_text() != state:
+        parsers = [each for each in PROJECT["project"]["dependencies"] if each.startswith(("hiredis", "picows"))]
+        # Never out of pip's cache nor into it: another environment could not load what is made here.
+        session.install("--no-cache-dir", "--no-binary", "hiredis,picows", *parsers, env=SANITIZED)
+        session.install(*nox.project.dependency_groups(PROJECT, "fuzz"))
+        session.install("--no-cache-dir", str(sdist), env=SANITIZED)
+        session.install("--no-cache-dir", "--force-reinstall", "--no-deps", str(sdist), env=SANITIZED)
+        stamp.write_text(state)
+    outside = leave_checkout(session)
+    options = list(session.posargs)
+    if "--planted" in options:
+        options.remove("--planted")
+        planted = plant(session, sdist)
+        env = {"PYTHONPATH": f"{planted}:{outside}"}
+        session.run("python", "-m", "tests.fuzz", "--planted", "--seconds", "60", "frames", env=env)
+    session.run("python", "-m", "tests.fuzz", *options, env={"PYTHONPATH": outside})
+
+
+def plant(session: nox.Session, sdist: Path) -> Path:
+    """Build a freeim with a fault in it, and return the folder where it can be imported."""
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder)
+    shutil.unpack_archive(sdist, folder)
+    [source] = folder.iterdir()
+    name, right, wrong = PLANTED
+    file = source / "freeim" / name
+    text = file.read_text()
+    assert right in text
+    file.write_text(text.replace(right, wrong))
+    session.install("--no-cache-dir", "--no-deps", "--target", str(folder / "planted"), str(source), env=SANITIZED)
+    return folder / "planted"
 
 
 @nox.session
