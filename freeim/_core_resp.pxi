@@ -59,31 +59,40 @@ cdef class RespStream:
             object item
             object head
             Py_ssize_t size
+            bint parsing = False
             double end = _now() + self._slice
         self._reader.feed(data)
         if self._rest is not None and (self._go_on() or _now() > end):
             return False
-        while True:
-            item = gets()
-            if item is nothing:
-                return True
-            if type(item) is push_type:
-                size = len(<list>item)
-                head = (<list>item)[0] if size else None
-                if head == b"message" and size == 3 and type((<list>item)[2]) is bytes:
-                    self._rest = self._on_message((<list>item)[2])
-                    if self._rest is not None:
-                        return False
-                elif head == b"invalidate" and size == 2 and isinstance((<list>item)[1], (list, type(None))):
-                    self._on_invalidate((<list>item)[1])
+        try:
+            while True:
+                parsing = True
+                item = gets()
+                parsing = False
+                if item is nothing:
+                    return True
+                if type(item) is push_type:
+                    size = len(<list>item)
+                    head = (<list>item)[0] if size else None
+                    if head == b"message" and size == 3 and type((<list>item)[2]) is bytes:
+                        self._rest = self._on_message((<list>item)[2])
+                        if self._rest is not None:
+                            return False
+                    elif head == b"invalidate" and size == 2 and isinstance((<list>item)[1], (list, type(None))):
+                        self._on_invalidate((<list>item)[1])
+                    else:
+                        self._on_push(item)
+                elif self._waiting:
+                    self._waiting.popleft()(item)
                 else:
-                    self._on_push(item)
-            elif self._waiting:
-                self._waiting.popleft()(item)
-            else:
-                raise BadStream("a reply that nobody asked for")
-            if _now() > end:
-                return False
+                    raise BadStream("a reply that nobody asked for")
+                if _now() > end:
+                    return False
+        except (MemoryError, TypeError) as error:
+            if not parsing:
+                raise
+            # What hiredis makes of an array of a billion elements, or of a map whose keys are maps.
+            raise BadStream(f"a reply that cannot be read: {error!r}") from error
 
     def finish(self):
         """Go on with the last message until everything is done: nothing will be received any more."""

@@ -26,6 +26,7 @@ TARGETS: Final = sorted(os.listdir(CORPUS))
 # An array of a billion elements, announced in a few bytes, must be a MemoryError here and not the end of the machine.
 ASAN_OPTIONS: Final = (
     "detect_leaks=0:verify_asan_link_order=0:allocator_may_return_null=1:max_allocation_size_mb=512:handle_abort=1"
+    f":suppressions={HERE / 'suppressions.txt'}"
 )
 
 

@@ -1,4 +1,4 @@
-"""Fuzz one target: ``python -m tests.fuzz.sanitized TARGET [libFuzzer's options]``; `tests/fuzz/__main__.py` does so."""
+"""Fuzz one target, as `tests/fuzz/__main__.py` asks: ``python -m tests.fuzz.sanitized TARGET [libFuzzer options]``."""
 
 from __future__ import annotations
 
