@@ -190,7 +190,7 @@ def _route(message: Message, guid: bool) -> None:
     router.attach(b"1", connection)
     router.confirm(connection)
     connection.attach_transport(cast(asyncio.WriteTransport, transport), -1)
-    router.route(message)
+    _finish(router.route(message))
     connection.flush_now()
     whole = message.frame or b""
     assert bytes(transport.sent) == whole * router.deliveries
@@ -227,9 +227,7 @@ def _receive(pieces: list[bytes]) -> list[Any]:
     router.attach(b"1", connection)
 
     def on_message(payload: bytes) -> None:
-        rest = router.take(payload)
-        while rest is not None:
-            rest = rest()
+        _finish(router.take(payload))
         calls.append(("message", payload, router.window_size))
 
     def on_invalidate(keys: list[bytes] | None) -> None:
@@ -312,6 +310,12 @@ def _valid(parts: list[bytes]) -> list[bytes]:
             part.decode("utf-8", "surrogatepass")
             found.append(part)
     return found
+
+
+def _finish(rest: Callable[[], Any] | None) -> None:
+    """Go on with what a router does in slices."""
+    while rest is not None:
+        rest = rest()
 
 
 def _ignore(*_: object) -> None:
