@@ -255,8 +255,8 @@ def sanitize(session: nox.Session) -> None:
 
 def plant(session: nox.Session, sdist: Path) -> Path:
     """Build a freeim with a fault in it, and return the folder where it can be imported."""
-    folder = Path(session.create_tmp()).resolve()
-    shutil.rmtree(folder)
+    folder = Path(session.virtualenv.location).resolve() / "with-fault"
+    shutil.rmtree(folder, ignore_errors=True)
     shutil.unpack_archive(sdist, folder)
     [source] = folder.iterdir()
     name, right, wrong = PLANTED
