@@ -239,8 +239,7 @@ def sanitize(session: nox.Session) -> None:
         parsers = [each for each in PROJECT["project"]["dependencies"] if each.startswith(("hiredis", "picows"))]
         # Never out of pip's cache nor into it: another environment could not load what is made here.
         session.install("--no-cache-dir", "--no-binary", "hiredis,picows", *parsers, env=SANITIZED)
-        session.install(*nox.project.dependency_groups(PROJECT, "fuzz"))
-        session.install("--no-cache-dir", str(sdist), env=SANITIZED)
+        session.install(*PROJECT["project"]["dependencies"], *nox.project.dependency_groups(PROJECT, "fuzz"))
         session.install("--no-cache-dir", "--force-reinstall", "--no-deps", str(sdist), env=SANITIZED)
         stamp.write_text(state)
     outside = leave_checkout(session)
