@@ -154,26 +154,27 @@ class Instance:
         self.pipe.up = self.pipe.connected
 
     async def beat(self) -> None:
+        losses = self.losses
         if await self.presence.beat():
-            await self._reconcile()
+            await self._reconcile(losses)
         self._retry_fenced()
 
     async def recover(self) -> None:
         self.pipe.connected = True
         replaced = False
+        losses = self.losses
         try:
             await self.presence.beat()
         except NodeReplaced:
             replaced = True
-        await self._reconcile()
+        await self._reconcile(losses)
         self.pipe.up = self.pipe.connected
         if replaced:
             self.drain()
         else:
             self._retry_fenced()
 
-    async def _reconcile(self) -> None:
-        losses = self.losses
+    async def _reconcile(self, losses: int) -> None:
         await self.presence.reconcile(cast(dict[int, Connection], self.living))
         self._compared = losses
 

@@ -207,8 +207,9 @@ class Desk:
         if script == "open":
             token = str(keys[5]).removeprefix(self.names.token("")) if len(keys) > 5 else None
             reply = model.open(epoch, texts[1], texts[2], texts[3], token, texts[5:])
-            if reply > 0 and instance.pipe.connected:
-                self._read_channels(instance, texts[2])  # HKEYS goes to Redis at the same moment
+            known = any(conn.client.id.decode() == texts[2] for conn in instance.living.values())
+            if reply > 0 and instance.pipe.connected and not known:
+                self._read_channels(instance, texts[2])  # a client's first: HKEYS goes to Redis at the same moment
             return reply
         if script == "close":
             return sum(model.close(epoch, number) for number in texts[3:])
