@@ -67,7 +67,11 @@ cdef class RespStream:
         if self._rest is not None and (self._go_on() or _now() >= end):
             return False
         while True:
-            item = gets()
+            try:
+                item = gets()
+            except (MemoryError, TypeError) as error:
+                # What hiredis makes of an array of a billion elements, or of a map whose keys are maps.
+                raise BadStream(f"a reply that cannot be read: {error!r}") from error
             if item is nothing:
                 return True
             if type(item) is push_type:

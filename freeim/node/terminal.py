@@ -61,7 +61,7 @@ class Terminal(asyncio.Protocol):
         transport: The transport that the handshake had.
     """
 
-    __slots__ = ("_broken", "_connections", "_reader", "_transport", "connection", "ping_slot")
+    __slots__ = ("_connections", "_deaf", "_reader", "_transport", "connection", "ping_slot")
 
     def __init__(self, connections: Connections, connection: Connection, transport: asyncio.Transport) -> None:
         self.connection = connection
@@ -69,7 +69,7 @@ class Terminal(asyncio.Protocol):
         self._connections = connections
         self._transport = transport
         self._reader: FrameReader | None = None
-        self._broken = False
+        self._deaf = False
 
     def start(self, key: str, rest: bytes) -> None:
         """Answer with the 101 and go on with the bytes that came after the request."""
@@ -89,7 +89,7 @@ class Terminal(asyncio.Protocol):
     # ---- asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
-        if self._broken:
+        if self._deaf:
             return
         if not self._connections.admission.count(self, len(data)):
             self.fail(CloseCode.MESSAGE_TOO_BIG, "too much sent in a second")
@@ -130,12 +130,13 @@ class Terminal(asyncio.Protocol):
     # ---- what a FrameReader finds
 
     @property
-    def broken(self) -> bool:
-        """Whether the peer broke the protocol: whatever it still sends means nothing."""
-        return self._broken
+    def deaf(self) -> bool:
+        """Whether the peer has closed or broken the protocol: whatever it still sends means nothing."""
+        return self._deaf
 
     def closed_by_peer(self, code: int) -> None:
         """The peer sent its Close frame: answer, and end the connection."""
+        self._deaf = True
         self._connections.close(self.connection, code, by="terminal")
         self.connection.flush_now()
         self._transport.close()
@@ -146,7 +147,7 @@ class Terminal(asyncio.Protocol):
 
     def fail_with(self, frame: bytes, code: int, reason: str) -> None:
         """Close because of what the peer sent, with a Close frame that exists already."""
-        self._broken = True
+        self._deaf = True
         if not self.connection.closing:
             self._connections.broken(self.connection, code, reason)
         self._connections.close(self.connection, code, frame=frame)
@@ -163,13 +164,14 @@ class FrameReader(WSListener):
         max_inbound: Bytes of a message.
     """
 
-    __slots__ = ("_max_inbound", "_message_size", "_protocol", "_terminal")
+    __slots__ = ("_fault", "_max_inbound", "_message_size", "_protocol", "_terminal")
 
     def __init__(self, terminal: Terminal, max_inbound: int) -> None:
         super().__init__()
         self._terminal = terminal
         self._max_inbound = max_inbound
         self._message_size = -1  # bytes of the fragmented message so far; -1 between messages
+        self._fault = b""  # picows's Close frame for what it found wrong
         self._protocol: Any = WSProtocol(
             None,  # host_port
             None,  # ws_path
@@ -193,12 +195,15 @@ class FrameReader(WSListener):
     def feed(self, data: bytes) -> None:
         """Read bytes that came from the terminal."""
         protocol = self._protocol
-        while data and not self._terminal.broken:
+        while data and not self._terminal.deaf:
             buffer = protocol.get_buffer(-1)
             size = min(len(buffer), len(data))
             buffer[:size] = data[:size]
             data = data[size:]
             protocol.buffer_updated(size)
+            if self._fault and not self._terminal.deaf:
+                code, reason = int.from_bytes(self._fault[2:4], "big"), self._fault[4:].decode("utf-8", "replace")
+                self._terminal.fail_with(self._fault, code, reason)
 
     def end(self) -> None:
         """The connection is gone. Without this the protocol and this reader would keep each other."""
@@ -209,7 +214,7 @@ class FrameReader(WSListener):
 
     def on_ws_frame(self, _transport: WSTransport, frame: WSFrame) -> None:
         terminal = self._terminal
-        if terminal.broken:
+        if terminal.deaf:
             return
         terminal.connection.awaiting_pong = False
         kind = frame.msg_type
@@ -252,10 +257,10 @@ class FrameReader(WSListener):
         return 1  # never 0: picows must not use the descriptor on its own
 
     def write(self, data: bytes | bytearray) -> None:
-        # Beside the 101, which was sent long ago, picows writes by itself only what it found wrong: code and reason.
-        if not self._terminal.broken and len(data) >= 4 and data[0] == 0x80 | OP_CLOSE:
-            reason = bytes(data[4:]).decode("utf-8", "replace")
-            self._terminal.fail_with(bytes(data), int.from_bytes(data[2:4], "big"), reason)
+        # Beside the 101, which was sent long ago, picows writes by itself only what it found wrong: code and reason. It
+        # parses one frame ahead, so the frame before the wrong one has not been looked at yet.
+        if len(data) >= 4 and data[0] == 0x80 | OP_CLOSE:
+            self._fault = bytes(data)
 
     def close(self) -> None:
         """Ignored: the node closes, in its own order and time."""
