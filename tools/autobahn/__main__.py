@@ -35,7 +35,7 @@ def vector(result: dict[str, Any]) -> dict[str, Any]:
 
 async def run_suite(python: str, packages: str, report: Path) -> None:
     with RedisServer() as server:
-        async with running(server, max_inbound=1 << 20) as run:
+        async with running(server, max_inbound=1 << 20, inbound_rate=0) as run:
             tokens = "\n".join(run.token(client, seconds=3600) for client in range(1, TOKENS + 1))
             suite = str(Path(__file__).with_name("suite.py"))
             process = await asyncio.create_subprocess_exec(
