@@ -88,6 +88,9 @@ class Pipe:
     async def call(self, *args: str | bytes | int) -> Any:
         return await self._answer((None, [], args))
 
+    def probe_sent(self, number: int) -> None:
+        """Nobody measures how long a probe takes."""
+
     async def _answer(self, command: Command) -> Any:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 

@@ -81,6 +81,7 @@ class History:
     async def turn(self) -> None:
         for _ in range(4):
             await asyncio.sleep(0)
+        self.forget_the_absent()
 
     def log(self, what: str) -> None:
         self.desk.log.append(what)
@@ -145,7 +146,16 @@ class History:
         self.sure = {pair: value for pair, value in self.sure.items() if pair[0] in here}
 
     def connected(self) -> list[Conn]:
-        return [conn for each in self.desk.instances if each.here for conn in each.living.values() if conn.socket]
+        model = self.desk.model
+        # One that was given up while another took its name puts nothing back: it sends its terminals away.
+        lost = [each for each in self.desk.instances if each.epoch not in model.alive and each.name in model.lease]
+        return [
+            conn
+            for each in self.desk.instances
+            if each.here and each not in lost
+            for conn in each.living.values()
+            if conn.socket
+        ]
 
     def beat(self) -> None:
         instance = self.pick(lambda each: each.pipe.up and not each.frozen and not each.busy)
@@ -225,6 +235,7 @@ class History:
                 while instance.pipe.replies:
                     callback, reply = instance.pipe.replies.popleft()
                     callback(reply)
+                self.forget_the_absent()
         raise AssertionError("it never comes to rest")
 
     async def come_to_rest(self) -> None:
