@@ -14,6 +14,8 @@ from typing import Any, Final
 import redis
 import redis.asyncio
 import redis.asyncio.retry
+import redis.asyncio.sentinel
+import redis.sentinel
 from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
@@ -22,11 +24,14 @@ from redis.retry import Retry
 from freeim.commands import Command
 from freeim.embedded.place import find
 from freeim.errors import ConfigError, RedisUnavailable
+from freeim.redis_url import SENTINEL_SCHEMES, RedisAddress, parse_redis_url
 
 RedisError: Final = exceptions.RedisError
 ResponseError: Final = exceptions.ResponseError
 
 CONNECT_SECONDS: Final = 1.0
+SENTINEL_SECONDS: Final = 0.5
+"""How long one Sentinel may take to be reached, and to answer; they are asked one after another."""
 
 _UNLIMITED: Final = 2**31 - 1
 
@@ -139,12 +144,39 @@ def redis_url(url: str | None) -> str | None:
     return url or os.environ.get("FREEIM_REDIS_URL") or None
 
 
+def _sentinel_options(address: RedisAddress, retry: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return how to connect to the Sentinels of a URL, and to the master that they name."""
+    tls = {"ssl": True} if address.tls else {}
+    sentinels = {
+        "socket_connect_timeout": SENTINEL_SECONDS,
+        "socket_timeout": SENTINEL_SECONDS,
+        "retry": retry,
+        "protocol": 2,
+        "username": address.sentinel_username,
+        "password": address.sentinel_password,
+        **tls,
+    }
+    master = {"username": address.username, "password": address.password, "db": address.database, **tls}
+    return sentinels, master
+
+
+def _sentinel_address(url: str | None) -> RedisAddress | None:
+    """Return what a URL says about Sentinels; None where it names none."""
+    return parse_redis_url(url) if url is not None and url.startswith(SENTINEL_SCHEMES) else None
+
+
 def open_sync(url: str | None, timeout: float) -> redis.Redis:
     """Make a client of our own; no I/O. Options in the URL's query win over ours."""
     options = _manners(timeout, Retry(NoBackoff(), 0))
     pool: Any
     if url is None:
         pool = redis.ConnectionPool(EmbeddedConnection, max_connections=_UNLIMITED, **options)
+    elif (address := _sentinel_address(url)) is not None:
+        asking, master = _sentinel_options(address, options["retry"])
+        sentinel = redis.sentinel.Sentinel(list(address.sentinels), sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
+        pool = redis.sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
+            address.service, sentinel, max_connections=_UNLIMITED, **master, **options
+        )
     else:
         pool = redis.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
     pool.connection_class = _marking(pool.connection_class)
@@ -157,6 +189,12 @@ def open_async(url: str | None, timeout: float) -> redis.asyncio.Redis:
     pool: Any
     if url is None:
         pool = redis.asyncio.ConnectionPool(AsyncEmbeddedConnection, max_connections=_UNLIMITED, **options)
+    elif (address := _sentinel_address(url)) is not None:
+        asking, master = _sentinel_options(address, options["retry"])
+        sentinel = redis.asyncio.sentinel.Sentinel(list(address.sentinels), sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
+        pool = redis.asyncio.sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
+            address.service, sentinel, max_connections=_UNLIMITED, **master, **options
+        )
     else:
         pool = redis.asyncio.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
     pool.connection_class = _marking_async(pool.connection_class)

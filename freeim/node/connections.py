@@ -29,6 +29,9 @@ TICK: Final = 0.1
 TOO_SLOW_PER_MINUTE: Final = 20
 """Log lines about terminals that read too slowly; the rest of the minute is counted."""
 
+READY_TIMEOUT: Final = 1.0
+"""Seconds that Redis has to answer for ``/ready``: as long as a probe of Kubernetes waits by default."""
+
 CLOSES_PER_TURN: Final = 500
 """Connections that a stopping node closes before the loop looks at anything else."""
 
@@ -140,16 +143,36 @@ class Connections:
             handshake.answer(request, 503, "draining: this node stops")
         elif not self._session.up:
             handshake.answer(request, 503, "the bus is lost: no connection to Redis")
-        elif not self._session.tracking:
-            handshake.answer(request, 200, "ready, without CLIENT TRACKING: channel messages cost a look-up each")
+        elif self._session.refused:
+            handshake.answer(request, 503, f"Redis refuses to write: {self._session.refused}")
         else:
-            handshake.answer(request, 200, "ready")
+            self._ask_redis(handshake, request)
+
+    def _ask_redis(self, handshake: Handshake, request: Request) -> None:
+        """Answer ``/ready`` by what Redis does at this moment: its silence is noticed by the beats only in a while."""
+
+        def answered(reply: Any) -> None:
+            timer.cancel()
+            if handshake.finished or handshake.transport is None:
+                return
+            if isinstance(reply, Exception):
+                handshake.answer(request, 503, f"Redis does not answer: {reply}")
+            elif not self._session.tracking:
+                handshake.answer(request, 200, "ready, without CLIENT TRACKING: channel messages cost a look-up each")
+            else:
+                handshake.answer(request, 200, "ready")
+
+        silent = TimeoutError(f"nothing within {READY_TIMEOUT:.0f} s")
+        timer = self._loop.call_later(READY_TIMEOUT, lambda: answered(silent))
+        self._session.send(answered, "PING")
 
     def _check_ready(self) -> None:
         if self.draining:
             raise _stopping()
         if not self._session.up:
             raise Refusal(503, "no connection to Redis at the moment", "Retry-After: 1")
+        if self._session.refused:
+            raise Refusal(503, "Redis refuses to write at the moment", "Retry-After: 1")
 
     def _token_read(self, handshake: Handshake, reply: Any) -> None:
         if handshake.finished or handshake.transport is None:
@@ -229,7 +252,7 @@ class Connections:
             if reply == USED:
                 refusal = Refusal(401, "the token was used by another connection a moment ago")
             elif not isinstance(reply, ConnectionError):
-                log.warning("Redis refused to count a connection: %s", reply)
+                self._presence.warn(reply)
             self._refuse(handshake, refusal)
 
     def retry_fenced(self) -> None:

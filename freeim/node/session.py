@@ -35,6 +35,11 @@ MAX_BACKOFF: Final = 5.0
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
+def boot_time() -> float:
+    """Return the time since the machine was started, its sleep included, in seconds."""
+    return time.clock_gettime(_CLOCK)
+
+
 class SessionUser(Protocol):
     """What a session asks of the node."""
 
@@ -71,6 +76,8 @@ class Session:
         self.tracking = False
         self.tracking_refused = ""
         self.problem = "not connected yet"
+        self.refused = ""
+        """Why Redis refuses to write, where it does; what is published is heard nevertheless."""
         self.gaps = 0
         self.place = "a place that is not known yet"
         """Where Redis is, without user or password."""
@@ -107,6 +114,12 @@ class Session:
             callback(LinkLost("no connection to Redis"))
         else:
             self._reader.send(callback, *args)
+
+    async def call_reader(self, *args: str | bytes | int) -> Any:
+        """Send a command over the reader and return its reply; see `RedisLink.call`."""
+        if self._reader is None:
+            raise LinkLost("no connection to Redis")
+        return await self._reader.call(*args)
 
     def run(self, callback: Callback, script: Script, keys: list[str | bytes], *args: str | bytes | int) -> None:
         """Run a script over the writer; sends its text where Redis has forgotten it."""
@@ -199,7 +212,7 @@ class Session:
 
     def probe_seen(self) -> None:
         """The node has heard its own probe: the bus is alive."""
-        self._last_probe = time.clock_gettime(_CLOCK)
+        self._last_probe = boot_time()
 
     def _drop(self) -> None:
         reader, self._reader = self._reader, None
@@ -211,7 +224,7 @@ class Session:
     async def _connect(self) -> None:
         self._lost = asyncio.get_running_loop().create_future()
         address = await self._locate()
-        self.place = address.socket_path or f"{address.host}:{address.port}"
+        self.place = address.place
         reader = self._reader = RedisLink(
             on_message=self._user.on_message,
             on_invalidate=self._user.on_invalidate,
@@ -278,7 +291,7 @@ class Session:
     # ---- beats
 
     def _beaten(self) -> None:
-        self._last_beat = self._last_probe = time.clock_gettime(_CLOCK)
+        self._last_beat = self._last_probe = boot_time()
 
     async def _beats(self) -> None:
         while True:
@@ -288,7 +301,7 @@ class Session:
             except TimeoutError:
                 pass
             self._beat_asked.clear()
-            sent = time.clock_gettime(_CLOCK)
+            sent = boot_time()
             try:
                 async with asyncio.timeout(SILENCE_LIMIT):
                     await self._user.beat()
@@ -313,7 +326,7 @@ class Session:
         if self._held is not None:
             self._held.append(data)
             return False
-        if time.clock_gettime(_CLOCK) - self._last_beat > SILENCE_LIMIT and self.up:
+        if boot_time() - self._last_beat > SILENCE_LIMIT and self.up:
             self._held = [data]
             self.beat_now()
             return False
