@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import secrets
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -35,9 +36,9 @@ LEASE_MS: Final = int(3 * BEAT_INTERVAL * 1000)
 FENCED: Final = -2
 USED: Final = -3
 
-REFUSES_WRITES: Final = ("OOM", "MISCONF", "NOREPLICAS")
-"""How the errors of a Redis begin that reads and publishes, but does not write: it has no memory left, could not save
-to its disk, or has too few replicas (https://redis.io/docs/latest/operate/oss_and_stack/management/config/)."""
+_REFUSES_WRITES: Final = re.compile(r"(?:^|.* -)(?:OOM|MISCONF|NOREPLICAS) ")
+"""The errors of a Redis that reads and publishes, but does not write: it has no memory left, could not save to its
+disk, or has too few replicas. Redis 6.2 puts the code of a script's error behind a text of its own."""
 
 WARNINGS_PER_MINUTE: Final = 20
 """Log lines about updates that Redis refused; the rest of the minute is counted."""
@@ -293,4 +294,4 @@ class Presence:
 
 def refuses_writes(error: hiredis.ReplyError) -> bool:
     """Tell whether an error says that Redis takes no writes at the moment, though it does everything else."""
-    return str(error).startswith(REFUSES_WRITES)
+    return _REFUSES_WRITES.match(str(error)) is not None

@@ -285,7 +285,7 @@ class Session:
                 continue
             self._beaten()
             self.up = True
-            log.info("Redis is back; presence and memberships have been compared")
+            log.info("Redis is back%s", "" if self.refused else "; presence and memberships have been compared")
             return
 
     # ---- beats
