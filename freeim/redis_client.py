@@ -144,20 +144,92 @@ def redis_url(url: str | None) -> str | None:
     return url or os.environ.get("FREEIM_REDIS_URL") or None
 
 
-def _sentinel_options(address: RedisAddress, retry: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return how to connect to the Sentinels of a URL, and to the master that they name."""
-    tls = {"ssl": True} if address.tls else {}
-    sentinels = {
+@cache
+def _watched(base: Any) -> Any:
+    """Return a connection class that asks Sentinels for the master each time it connects.
+
+    Not redis-py's own: its pool keeps connections to the Sentinels open that nobody closes.
+    """
+
+    class Watched(base):  # type: ignore[misc]
+        def __init__(self, *, sentinels: RedisAddress, **options: Any) -> None:
+            self._sentinels = sentinels
+            super().__init__(**options)
+
+        def connect(self) -> None:
+            if self._sock is None:
+                asking = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+                    list(self._sentinels.sentinels), sentinel_kwargs=_sentinel_options(self._sentinels, self.retry)
+                )
+                try:
+                    self.host, self.port = asking.discover_master(self._sentinels.service)  # type: ignore[no-untyped-call]
+                finally:
+                    for each in asking.sentinels:
+                        each.close()
+            super().connect()
+
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            try:
+                return super().read_response(*args, **options)
+            except exceptions.ReadOnlyError:
+                self.disconnect()  # it was a master: the next attempt asks again
+                raise
+
+    return Watched
+
+
+@cache
+def _watched_async(base: Any) -> Any:
+    """Return the same for asyncio."""
+
+    class Watched(base):  # type: ignore[misc]
+        def __init__(self, *, sentinels: RedisAddress, **options: Any) -> None:
+            self._sentinels = sentinels
+            super().__init__(**options)
+
+        async def connect(self) -> None:
+            if not self.is_connected:
+                asking = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+                    list(self._sentinels.sentinels), sentinel_kwargs=_sentinel_options(self._sentinels, self.retry)
+                )
+                try:
+                    self.host, self.port = await asking.discover_master(self._sentinels.service)
+                finally:
+                    for each in asking.sentinels:
+                        await each.aclose()
+            await super().connect()
+
+        async def read_response(self, *args: Any, **options: Any) -> Any:
+            try:
+                return await super().read_response(*args, **options)
+            except exceptions.ReadOnlyError:
+                await self.disconnect()
+                raise
+
+    return Watched
+
+
+def _sentinel_options(address: RedisAddress, retry: Any) -> dict[str, Any]:
+    """Return how to connect to the Sentinels of a URL."""
+    return {
         "socket_connect_timeout": SENTINEL_SECONDS,
         "socket_timeout": SENTINEL_SECONDS,
         "retry": retry,
         "protocol": 2,
         "username": address.sentinel_username,
         "password": address.sentinel_password,
-        **tls,
+        "ssl": address.tls,
     }
-    master = {"username": address.username, "password": address.password, "db": address.database, **tls}
-    return sentinels, master
+
+
+def _master_options(address: RedisAddress) -> dict[str, Any]:
+    """Return how to connect to the master that the Sentinels of a URL name."""
+    return {
+        "sentinels": address,
+        "username": address.username,
+        "password": address.password,
+        "db": address.database,
+    }
 
 
 def _sentinel_address(url: str | None) -> RedisAddress | None:
@@ -172,11 +244,9 @@ def open_sync(url: str | None, timeout: float) -> redis.Redis:
     if url is None:
         pool = redis.ConnectionPool(EmbeddedConnection, max_connections=_UNLIMITED, **options)
     elif (address := _sentinel_address(url)) is not None:
-        asking, master = _sentinel_options(address, options["retry"])
-        sentinel = redis.sentinel.Sentinel(list(address.sentinels), sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
-        pool = redis.sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
-            address.service, sentinel, max_connections=_UNLIMITED, **master, **options
-        )
+        kind = _watched(redis.SSLConnection if address.tls else redis.Connection)
+        options |= _master_options(address)
+        pool = redis.ConnectionPool(kind, max_connections=_UNLIMITED, **options)
     else:
         pool = redis.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
     pool.connection_class = _marking(pool.connection_class)
@@ -190,11 +260,9 @@ def open_async(url: str | None, timeout: float) -> redis.asyncio.Redis:
     if url is None:
         pool = redis.asyncio.ConnectionPool(AsyncEmbeddedConnection, max_connections=_UNLIMITED, **options)
     elif (address := _sentinel_address(url)) is not None:
-        asking, master = _sentinel_options(address, options["retry"])
-        sentinel = redis.asyncio.sentinel.Sentinel(list(address.sentinels), sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
-        pool = redis.asyncio.sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
-            address.service, sentinel, max_connections=_UNLIMITED, **master, **options
-        )
+        kind = _watched_async(redis.asyncio.SSLConnection if address.tls else redis.asyncio.Connection)
+        options |= _master_options(address)
+        pool = redis.asyncio.ConnectionPool(kind, max_connections=_UNLIMITED, **options)
     else:
         pool = redis.asyncio.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
     pool.connection_class = _marking_async(pool.connection_class)

@@ -68,13 +68,10 @@ class MasterWatch:
             await asyncio.gather(self._look, return_exceptions=True)
 
     async def _check_role(self) -> None:
-        try:
-            role = await self._session.call("ROLE")
-        except hiredis.ReplyError:
-            return
-        if role[0] == b"sentinel":
+        role = await _role(self._session.call)
+        if role == b"sentinel":
             raise LinkLost("this is a Sentinel, whose URL is redis+sentinel://host:port/service")
-        if role[0] != b"master":
+        if role == b"slave":
             raise LinkLost("it is a replica, and only a master takes writes")
 
     async def _look_again(self, run_id: bytes) -> None:
@@ -85,15 +82,25 @@ class MasterWatch:
             async with asyncio.timeout(LOOK_TIMEOUT):
                 address = await self._locate()
                 await link.connect(address)
-                role = await link.call("ROLE")
+                role = await _role(link.call)
                 found = await _run_id(link.call)
         except (OSError, hiredis.HiredisError):
             return  # where Redis itself is the trouble, the beats will find it
         finally:
             link.close()
         # Another one that is a replica is no better: perhaps the failover is still going on.
-        if found not in (None, run_id) and role[0] == b"master" and self._session.gaps == gaps:
+        if found not in (None, run_id) and role == b"master" and self._session.gaps == gaps:
             self._session.lose(LinkLost(f"another Redis is the master now, at {address.place}"))
+
+
+async def _role(call: _Call) -> bytes | None:
+    """Return what a server says that it is: ``master``, ``slave`` or ``sentinel``."""
+    try:
+        reply = await call("ROLE")
+    except hiredis.ReplyError:
+        return None
+    role = reply[0] if isinstance(reply, list) and reply else None
+    return role if isinstance(role, bytes) else None
 
 
 async def _run_id(call: _Call) -> bytes | None:
@@ -102,5 +109,5 @@ async def _run_id(call: _Call) -> bytes | None:
         facts = await call("INFO", "server")
     except hiredis.ReplyError:
         return None
-    match = re.search(rb"run_id:(\w+)", facts)
+    match = re.search(rb"run_id:(\w+)", facts) if isinstance(facts, bytes) else None
     return match[1] if match else None

@@ -44,12 +44,26 @@ async def _ask(address: RedisAddress, host: str, port: int) -> tuple[int, str, i
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             await link.connect(sentinel)
-            reply: Any = await link.call("SENTINEL", "MASTER", address.service)
+            return read_master(await link.call("SENTINEL", "MASTER", address.service))
     except TimeoutError:
         return f"{host}:{port} did not answer in time"
-    except (OSError, hiredis.HiredisError) as error:
+    except (OSError, ValueError, hiredis.HiredisError) as error:
         return f"{host}:{port}: {error}"
     finally:
         link.close()
-    facts = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-    return int(facts[b"config-epoch"]), facts[b"ip"].decode(), int(facts[b"port"])
+
+
+def read_master(reply: Any) -> tuple[int, str, int]:
+    """Return the epoch, host and port in a Sentinel's answer.
+
+    Raises:
+        ValueError: It is no such answer.
+    """
+    try:
+        facts = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+        master = int(facts[b"config-epoch"]), facts[b"ip"].decode(), int(facts[b"port"])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise ValueError("this is no answer of a Sentinel") from None
+    if not 0 < master[2] < 65536:
+        raise ValueError(f"it names the port {master[2]}")
+    return master
