@@ -59,7 +59,7 @@ async def test_while_redis_pauses_no_living_node_is_buried_and_a_dead_one_is_aft
         async with Events(redis) as events:
             nodes[first].tell(signal.SIGKILL)
             try:
-                for _ in range(5):
+                for _ in range(4):
                     redis.pause()
                     await asyncio.sleep(rng.uniform(0.5, 1.8) * LEASE)
                     redis.resume()

@@ -46,7 +46,7 @@ async def test_while_connections_are_refused_ready_says_so_and_helpers_raise(red
             proxy.cut()
             with pytest.raises(RedisUnavailable):
                 await asyncio.to_thread(helper.has_online, 1)
-            await asyncio.sleep(3)
+            await asyncio.sleep(2)
             back = time.monotonic()
             proxy.refuse(False)
             served = await served_again(run, *peers)
