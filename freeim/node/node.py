@@ -83,6 +83,8 @@ class Node:
             assert options.node is not None
             self._names = names = Names(options.prefix or default_prefix(options.path, options.ids))
             self._session = Session(self._locate_redis, names.server(options.node), self)
+            if self._redis_url is not None:
+                self._session.place = parse_redis_url(self._redis_url).place
             self._presence = Presence(self._session, names, options)
             self._connections = Connections(options, names, self._session, self._presence)
             self._bus = Bus(

@@ -51,8 +51,8 @@ async def test_while_connections_are_refused_ready_says_so_and_helpers_raise(red
             proxy.refuse(False)
             served = await served_again(run, *peers)
             assert await asyncio.to_thread(helper.has_online, 1)
-            await until(lambda: readiness.said[-1][0] > served + 0.5)
-        readiness.told_the_truth(lost, back, served, grace=0.2)
+            await readiness.ready_after(served)
+        readiness.told_the_truth(lost, back, grace=0.2)
 
 
 async def test_packets_that_are_lost_for_some_seconds_are_no_gap_and_nothing_is_lost(redis_server: RedisServer) -> None:
@@ -67,12 +67,12 @@ async def test_packets_that_are_lost_for_some_seconds_are_no_gap_and_nothing_is_
             began = time.monotonic()
             with pytest.raises(RedisUnavailable, match="did not answer in time"):
                 await asyncio.to_thread(helper.has_online, 1)
-            assert time.monotonic() - began < 3.5
+            assert time.monotonic() - began < 5
             await asyncio.sleep(2)
             back = time.monotonic()
             proxy.thaw()
             assert [await peer.fence() for peer in peers] == [[str(number) for number in range(20)]] * 3
             served = time.monotonic()
             assert run.node._session.gaps == 0
-            await until(lambda: readiness.said[-1][0] > served + 0.5)
-        readiness.told_the_truth(lost, back, served, grace=0.2)
+            await readiness.ready_after(served)
+        readiness.told_the_truth(lost, back, grace=0.2)

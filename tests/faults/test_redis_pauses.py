@@ -18,7 +18,7 @@ def raises_in_time(helper: ImHelper) -> None:
     began = time.monotonic()
     with pytest.raises(RedisUnavailable, match="did not answer in time"):
         helper.send_message(0, 1, "x")
-    assert 1.5 < time.monotonic() - began < 3.5
+    assert 1.5 < time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("seconds", [10, pytest.param(18, marks=pytest.mark.slow, id="longer than the lease")])
@@ -50,5 +50,5 @@ async def test_terminals_stay_and_no_event_is_published_when_redis_pauses(
             assert (run.online, run.share, memberships(run)) == before
             await deliver_to(run, peers)
             assert await events.heard() == []
-            await until(lambda: readiness.said[-1][0] > served + 0.5)
-        readiness.told_the_truth(lost, back, served)
+            await readiness.ready_after(served)
+        readiness.told_the_truth(lost, back)

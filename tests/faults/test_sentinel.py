@@ -46,7 +46,7 @@ async def test_node_and_helpers_follow_a_failover_within_6_s_of_the_promotion() 
                     began = time.monotonic()
                     with pytest.raises(RedisUnavailable):
                         await asyncio.to_thread(send, 0, 1, "x")
-                    assert time.monotonic() - began < 5
+                    assert time.monotonic() - began < 8
                 await asyncio.to_thread(redis.wait_failover)
                 back = time.monotonic()
                 move_to(run, redis.replica)
@@ -61,8 +61,8 @@ async def test_node_and_helpers_follow_a_failover_within_6_s_of_the_promotion() 
                 await until(lambda: bus.subscribed, "the bus has followed")
                 await run.connect(5)
                 await until(lambda: [each.client_id for each in heard] == [1, 2, 2, 5], "and hears; nothing else came")
-                await until(lambda: readiness.said[-1][0] > served + 0.5)
-        readiness.told_the_truth(lost, back - 1.0, served)
+                await readiness.ready_after(served)
+        readiness.told_the_truth(lost, back - 1.0)
 
 
 async def async_send(url: str, sender: int, receiver: int, message: str) -> None:
@@ -127,7 +127,10 @@ async def test_a_node_says_what_is_wrong_with_its_sentinels(redis_server: RedisS
         good = f"127.0.0.1:{sentinel.port}"
         for url, problem in (
             (f"redis+sentinel://{good}/other", "No such master with that name"),
-            (f"redis+sentinel://127.0.0.1:{free_port()}/mymaster", "no Sentinel names a master"),
+            (
+                f"redis+sentinel://127.0.0.1:{free_port()}/mymaster",
+                "Redis at 'mymaster' of the Sentinels 127.0.0.1:.* no Sentinel names a master",
+            ),
             (f"redis+sentinel://127.0.0.1:{redis_server.port}/mymaster", "unknown command"),
             (f"redis://{good}", "this is a Sentinel, whose URL is"),
             (redis.replica.url, "it is a replica"),
