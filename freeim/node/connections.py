@@ -18,6 +18,7 @@ from freeim.node.http import Refusal, Request, token_of, websocket_key
 from freeim.node.presence import FENCED, USED, Presence
 from freeim.node.session import Session
 from freeim.node.sparse_log import SparseLog
+from freeim.node.state import tell_state
 from freeim.node.terminal import PING, Terminal, close_frame
 from freeim.node.timers import Deadlines, PingWheel
 
@@ -28,9 +29,6 @@ TICK: Final = 0.1
 
 TOO_SLOW_PER_MINUTE: Final = 20
 """Log lines about terminals that read too slowly; the rest of the minute is counted."""
-
-READY_TIMEOUT: Final = 1.0
-"""Seconds that Redis has to answer for ``/ready``: as long as a probe of Kubernetes waits by default."""
 
 CLOSES_PER_TURN: Final = 500
 """Connections that a stopping node closes before the loop looks at anything else."""
@@ -125,7 +123,7 @@ class Connections:
             Refusal: The request is answered with an error status.
         """
         if request.path in ("/health", "/ready"):
-            self._tell_state(handshake, request)
+            tell_state(handshake, request, self._session, draining=self.draining)
             return
         if request.path != self.options.path:
             raise Refusal(404, f"nothing is served here; the WebSocket endpoint is {self.options.path}")
@@ -133,38 +131,6 @@ class Connections:
         self._check_ready()
         handshake.token = token_of(request)
         self._session.send(lambda reply: self._token_read(handshake, reply), "GET", self._names.token(handshake.token))
-
-    def _tell_state(self, handshake: Handshake, request: Request) -> None:
-        if request.method not in ("GET", "HEAD"):
-            raise Refusal(405, "only GET is served here", "Allow: GET, HEAD")
-        if request.path == "/health":
-            handshake.answer(request, 200, "alive")
-        elif self.draining:
-            handshake.answer(request, 503, "draining: this node stops")
-        elif not self._session.up:
-            handshake.answer(request, 503, "the bus is lost: no connection to Redis")
-        elif self._session.refused:
-            handshake.answer(request, 503, f"Redis refuses to write: {self._session.refused}")
-        else:
-            self._ask_redis(handshake, request)
-
-    def _ask_redis(self, handshake: Handshake, request: Request) -> None:
-        """Answer ``/ready`` by what Redis does at this moment: its silence is noticed by the beats only in a while."""
-
-        def answered(reply: Any) -> None:
-            timer.cancel()
-            if handshake.finished or handshake.transport is None:
-                return
-            if isinstance(reply, Exception):
-                handshake.answer(request, 503, f"Redis does not answer: {reply}")
-            elif not self._session.tracking:
-                handshake.answer(request, 200, "ready, without CLIENT TRACKING: channel messages cost a look-up each")
-            else:
-                handshake.answer(request, 200, "ready")
-
-        silent = TimeoutError(f"nothing within {READY_TIMEOUT:.0f} s")
-        timer = self._loop.call_later(READY_TIMEOUT, lambda: answered(silent))
-        self._session.send(answered, "PING")
 
     def _check_ready(self) -> None:
         if self.draining:

@@ -17,11 +17,11 @@ IDLE_REREADS: Final = 1000
 """Re-reads between two beats that found nothing new; with more, the tracking table may be full."""
 
 CROWDED: Final = 0.7
-DEFAULT_OUTPUT_LIMIT: Final = 32 * 2**20
-"""Bytes that Redis keeps for a subscriber by default before it cuts it (client-output-buffer-limit in redis.conf)."""
-
 FULL: Final = 0.9
 """Shares of the tracking table that are in use."""
+
+DEFAULT_OUTPUT_LIMIT: Final = 32 * 2**20
+"""Bytes that Redis keeps for a subscriber by default before it cuts it (client-output-buffer-limit in redis.conf)."""
 
 
 class RedisWatch:
