@@ -62,6 +62,7 @@ async def test_packets_that_are_lost_for_some_seconds_are_no_gap_and_nothing_is_
             assert helper.has_online(1)
             lost = time.monotonic()
             proxy.freeze()
+            run.node._session.beat_now()  # so that a beat is under way all the time
             for number in range(20):
                 run.publish(direct([1, 2], number))
             began = time.monotonic()

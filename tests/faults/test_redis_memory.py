@@ -10,7 +10,7 @@ from websockets.exceptions import InvalidStatus
 from freeim import ImHelper, RedisUnavailable
 from tests.faults.outage import ASK, GO_ON_SECONDS, served_again
 from tests.node.harness import direct, event, running, told, until
-from tests.node.test_reconcile import cut, deliver_to, gap, memberships, three_connections
+from tests.node.test_reconcile import ALL_EVENTS, cut, deliver_to, gap, memberships, on_call, three_connections
 from tests.servers import RedisServer
 
 
@@ -34,6 +34,9 @@ async def test_without_memory_messages_go_on_and_nobody_can_connect_or_join(
             assert status == 503
             assert b"Redis refuses to write: " in body
 
+            beats = run.node._presence._beats
+            await until(lambda: run.node._presence._beats > beats + 5, "for longer than it would bear silence")
+            assert run.node._session.gaps == 0
             await deliver_to(run, peers)
             assert helper.send_message(0, 1, "published").silent == ()
             assert await peers[0].next() == '"published"'
@@ -89,6 +92,32 @@ async def test_what_closed_during_a_gap_without_memory_is_taken_out_once_there_i
         own_redis_server.command("CONFIG", "SET", "maxmemory", 0)
         assert await events.next() == [(run.names.event_offline, event(1, 0))]
         assert run.online == {"2": "2"}
+
+
+async def test_what_could_not_be_put_back_for_want_of_memory_is_put_back_by_the_next_beat(
+    own_redis_server: RedisServer,
+) -> None:
+    redis = own_redis_server
+    async with running(redis) as run, run.events() as events:
+        await three_connections(run)
+        await events.heard()
+
+        async def give_memory() -> None:
+            redis.command("CONFIG", "SET", "maxmemory", 0)
+
+        async def take_memory() -> None:
+            redis.command("CONFIG", "SET", "maxmemory", 1)
+
+        epoch = run.node._presence.epoch
+        redis.command("DEL", run.names.share(epoch), run.names.online, run.names.alive(epoch))
+        on_call(run, "PING", give_memory, after=True)
+        on_call(run, "HKEYS", take_memory, after=True)
+        run.node._session.beat_now()
+        await until(lambda: not run.node._presence.complete, "nothing could be put back")
+        assert await events.heard() == []
+        run.node._session.beat_now()
+        assert sorted(payload for _, payload in await events.next(3)) == ALL_EVENTS
+        assert run.online == {"1": "1", "2": "2"}
 
 
 async def test_a_node_that_redis_cuts_off_for_its_output_buffer_goes_on_and_gets_nothing_twice(

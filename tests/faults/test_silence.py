@@ -100,10 +100,11 @@ async def test_a_master_that_becomes_a_replica_is_left_and_ready_says_so(
 ) -> None:
     async with running(own_redis_server) as run:
         peers = await three_connections(run)
+        own_redis_server.command("CONFIG", "SET", "replica-read-only", "no")  # no write fails, all of them are lost
         own_redis_server.command("REPLICAOF", "127.0.0.1", redis_server.port)
         await until(lambda: run.node._session.gaps == 1, "it is found", FOUND_SECONDS)
         assert (await run.http(ASK))[0] == 503
-        await until(lambda: "replica" in run.node._session.problem, "it is refused again")
+        await until(lambda: "it is a replica" in run.node._session.problem, "it is refused again")
         own_redis_server.command("REPLICAOF", "NO", "ONE")
         await served_again(run, *peers)
         assert all(peer.is_open for peer in peers)
