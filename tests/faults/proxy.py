@@ -7,6 +7,7 @@ answered with a line when it has been carried out.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 from types import TracebackType
@@ -61,6 +62,7 @@ class FaultyProxy(DelayProxy):
         super().__init__(target, round_trip)
         self._refusing = False
         self._freezing = False
+        self._targets = itertools.cycle([target])
 
     def _new_link(self) -> Link:
         link = FaultyLink(self._delay)
@@ -71,6 +73,7 @@ class FaultyProxy(DelayProxy):
     def _accepted(self) -> asyncio.Protocol:
         if self._refusing:
             return Refused()
+        self._target = next(self._targets)
         return super()._accepted()
 
     @property
@@ -93,7 +96,7 @@ class FaultyProxy(DelayProxy):
             for link in self._open:
                 link.thaw()
         elif do == "lead":
-            self._target = what["to"]
+            self._targets = itertools.cycle(what["to"])
         elif do == "half":
             for link in self._open:
                 if link.subscribes and link.server.transport is not None:
@@ -156,8 +159,8 @@ class Proxy:
         """End a `freeze`: what was sent meanwhile arrives, as TCP sends it again."""
         self._do("thaw")
 
-    def lead(self, to: int) -> None:
-        """Let new connections lead to another port, as where an address or a name was moved."""
+    def lead(self, *to: int) -> None:
+        """Let new connections lead to another port, as where an address was moved; to several ports in turn."""
         self._do("lead", to=to)
 
     def half(self) -> None:

@@ -153,3 +153,25 @@ def test_a_client_of_redis_py_that_asks_sentinels_can_be_given_to_a_helper() -> 
             assert helper.send_message(0, 1, "x").silent == ("a",)
         client.connection_pool.disconnect()
         asking.sentinels[0].close()
+
+
+async def test_helpers_leave_a_master_that_has_become_a_replica() -> None:
+    with watched(1) as redis, ImHelper(redis.url, nodes=["a"]) as helper:
+        async with AsyncImHelper(redis.url, nodes=["a"]) as async_helper:
+            helper.prev_connect_server(1)
+            await async_helper.prev_connect_server(1)
+            before = connections_of_helpers(redis.master)
+            assert len(before) == 2
+            redis.master.command("REPLICAOF", "127.0.0.1", redis.replica.port)
+            with pytest.raises(RedisUnavailable, match="read only replica"):
+                helper.prev_connect_server(1)
+            with pytest.raises(RedisUnavailable, match="read only replica"):
+                await async_helper.prev_connect_server(1)
+            await until(lambda: not before & connections_of_helpers(redis.master), "they have left")
+            redis.master.command("REPLICAOF", "NO", "ONE")
+            helper.prev_connect_server(1)
+            await async_helper.prev_connect_server(1)
+
+
+def connections_of_helpers(server: RedisServer) -> set[bytes]:
+    return {line.split()[0] for line in server.command("CLIENT", "LIST").splitlines() if b" user=node " in line}

@@ -94,6 +94,22 @@ async def test_while_the_address_leads_to_a_replica_or_nowhere_the_node_stays_wh
             proxy.lead(redis_server.port)
 
 
+async def test_two_connections_that_lead_to_two_servers_are_not_taken(
+    redis_server: RedisServer, own_redis_server: RedisServer
+) -> None:
+    with Proxy(redis_server.port) as proxy:
+        async with running(redis_server, redis_url=proxy.url) as run:
+            peers = await three_connections(run)
+            proxy.lead(redis_server.port, own_redis_server.port)
+            proxy.cut()
+            await until(lambda: "led to two servers" in run.node._session.problem, "it is noticed")
+            assert not run.node._session.up
+            proxy.lead(redis_server.port)
+            await served_again(run, *peers)
+            await until(lambda: run.node._session.up, "the session is up")
+            await deliver_to(run, peers)
+
+
 @pytest.mark.usefixtures("quick")
 async def test_a_master_that_becomes_a_replica_is_left_and_ready_says_so(
     redis_server: RedisServer, own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture
