@@ -18,6 +18,8 @@ from tests.servers import RedisServer, encode_command, free_port
 
 BEAT = 0.4
 LEASE = 3 * BEAT
+BURIED_SECONDS = 60.0
+"""How long a burial may take: seven beats, but on a busy machine beats are late, and lives count as broken."""
 
 # All that the lease consists of, 12.5 times as fast as by default.
 _CODE = f"""

@@ -6,7 +6,7 @@ import asyncio
 import random
 import signal
 
-from tests.faults.nodes import BEAT, LEASE, Events, connect_all, no_ghosts, nodes_on, tell_channel
+from tests.faults.nodes import BEAT, BURIED_SECONDS, LEASE, Events, connect_all, no_ghosts, nodes_on, tell_channel
 from tests.node.harness import until
 from tests.servers import RedisServer
 
@@ -24,12 +24,12 @@ async def test_a_frozen_node_notices_that_it_was_buried_and_puts_its_connections
         living |= await connect_all(redis, third, range(2, 32, 3), "room")
         async with Events(redis) as events:
             nodes[first].tell(signal.SIGSTOP)
-            await events.some(len(frozen), 20)
+            await events.some(len(frozen), BURIED_SECONDS)
             assert sorted(events.offline) == [(client, 0) for client in sorted(frozen)]
             no_ghosts(redis, living, "room")
             await frozen.pop(3).close()  # the node cannot see it
             nodes[first].tell(signal.SIGCONT)
-            await until(lambda: len(events.online) >= len(frozen), "they are put back")
+            await until(lambda: len(events.online) >= len(frozen), "they are put back", 30)
             await asyncio.sleep(2 * BEAT)  # time for more
             # The one that closed may come and go once more.
             assert sorted(event for event in events.online if event[0] != 3) == [
@@ -71,7 +71,7 @@ async def test_while_redis_pauses_no_living_node_is_buried_and_a_dead_one_is_aft
             finally:
                 redis.resume()
                 nodes[second].tell(signal.SIGCONT)
-            await events.some(len(dying), 20)
+            await events.some(len(dying), BURIED_SECONDS)
             await asyncio.sleep(2 * BEAT)  # time for more
             assert sorted(events.offline) == [(client, 0) for client in sorted(dying)], f"seed {SEED}"
             assert events.online == [], f"seed {SEED}"

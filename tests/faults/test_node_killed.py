@@ -10,6 +10,7 @@ import pytest
 
 from freeim.limits import raise_descriptor_limit
 from tests.faults.nodes import (
+    BURIED_SECONDS,
     DEFAULT,
     LEASE,
     SHORT,
@@ -54,7 +55,7 @@ async def kill_one_of_three(redis: RedisServer, program: tuple[str, ...], within
 
 
 async def test_the_peers_of_a_killed_node_take_its_5000_connections_out_once(redis_server: RedisServer) -> None:
-    await kill_one_of_three(redis_server, SHORT, 20)
+    await kill_one_of_three(redis_server, SHORT, BURIED_SECONDS)
 
 
 @pytest.mark.slow

@@ -45,8 +45,9 @@ async def test_without_memory_messages_go_on_and_nobody_can_connect_or_join(
             assert caught.value.maybe_sent is False
             with pytest.raises(RedisUnavailable, match="used memory"):
                 helper.prev_connect_server(1)
-            with pytest.raises(InvalidStatus, match="503"):
+            with pytest.raises(InvalidStatus, match="503") as refusal:
                 await run.connect_with(token, 9)
+            assert refusal.value.response.body == b"Redis refuses to write at the moment\n"
             assert redis.command("EXISTS", run.names.token(token)) == 1, "it can be used once there is memory"
 
             await late.close()
