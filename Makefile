@@ -4,7 +4,7 @@
 NOX = .venv/bin/nox --session
 MORE = $(if $(ARGS),-- $(ARGS))
 
-.PHONY: help run test lint format docs fuzz bench bench-full build check-wheel clean
+.PHONY: help run test lint format docs fuzz autobahn bench bench-full build check-wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -17,8 +17,8 @@ run: .venv/run  ## Start the chat demo with a node and a private Redis, and say 
 	.venv/bin/python -m pip install --quiet ".[demo]"
 	@touch $@
 
-test: .venv/ready  ## Build the wheels and test them, on each Python and each Redis that is here
-	@$(NOX) test $(MORE)
+test: .venv/ready  ## Build the wheels and test them, on each Python and each Redis that is here; fuzz them for a moment
+	@$(NOX) test $(if $(ARGS),,sanitize) $(MORE)
 
 lint: .venv/ready  ## Check style, types, stubs and workflows
 	@$(NOX) lint
@@ -29,8 +29,11 @@ format: .venv/ready  ## Let ruff write the style that lint asks for
 docs: .venv/ready  ## Write the pages that are made from the code
 	@$(NOX) docs
 
-fuzz: .venv/ready  ## Repeat the property tests from other seeds, for five minutes (ARGS=seconds)
+fuzz: .venv/ready  ## Repeat the property tests from other seeds and fuzz, for five minutes each (ARGS=seconds)
 	@$(NOX) fuzz $(MORE)
+
+autobahn: .venv/ready  ## Run the Autobahn testsuite against a node (needs a Python 2.7)
+	@$(NOX) autobahn
 
 bench: .venv/ready  ## Measure nodes and the helper against a bare send loop (ARGS="--quick", ARGS="fanout storm")
 	@$(NOX) bench $(MORE)

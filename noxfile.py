@@ -77,7 +77,9 @@ PROGRAMS = (
         "a Chromium (Debian: apt install chromium)",
         on_path("chromium", "chromium-browser", "google-chrome", CHROME),
     ),
-    ("proxy", "nginx (Debian: apt install nginx-light)", on_path("nginx")),
+    ("nginx", "nginx (Debian: apt install nginx-light)", on_path("nginx")),
+    ("caddy", "Caddy (Debian: apt install caddy)", on_path("caddy")),
+    ("haproxy", "HAProxy (Debian: apt install haproxy)", on_path("haproxy")),
     (
         "bench",
         "Linux, whose epoll the benchmarks' C programs are made for",
@@ -89,6 +91,16 @@ PROGRAMS = (
         "LD_PRELOAD" if sys.platform == "linux" else None,
     ),
 )
+
+# What gcc makes of C for AddressSanitizer, and for the fuzzer to see what has run (tests/fuzz/coverage.c).
+SANITIZED = {
+    "CFLAGS": "-O1 -g -fsanitize=address -fno-omit-frame-pointer -fsanitize-coverage=trace-pc,trace-cmp",
+    "LDFLAGS": "-fsanitize=address",
+}
+# A fault for the fuzzer to find: what unmasks a frame writes beyond its end.
+PLANTED = ("_core_inbound.pxi", "for i in range(size):", "for i in range(size + 32):")
+
+AUTOBAHN = "autobahntestsuite==25.10.1"
 
 pythons = {version: path for version in WANTED_PYTHONS if (path := find_python(version))}
 pythons = pythons or {"{}.{}".format(*sys.version_info): sys.executable}  # a newer one alone
@@ -161,7 +173,7 @@ def leave_checkout(session: nox.Session) -> str:
     """Change to a folder where ``tests`` and ``bench`` can be imported, and freeim only if it is installed."""
     folder = Path(session.virtualenv.location).resolve() / "outside"
     folder.mkdir(exist_ok=True)
-    for name in ("bench", "tests"):
+    for name in ("bench", "tests", "tools"):
         if (ROOT / name).is_dir() and not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     session.chdir(folder)
@@ -207,11 +219,76 @@ def test(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Repeat the property tests, each time from another seed, for five minutes or as many seconds as are given."""
+    """Repeat the property tests, each time from another seed, for five minutes or as many seconds as are given.
+
+    Then fuzz under AddressSanitizer for as long again, after a look at whether that finds a fault at all.
+    """
     install_wheel(session)
-    end = time.monotonic() + float(session.posargs[0] if session.posargs else 300)
+    seconds = float(session.posargs[0] if session.posargs else 300)
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         run_pytest(session, "-q", "-m", "hypothesis", server=binaries[-1])
+    each = max(5, int(seconds * (os.cpu_count() or 1) / len(os.listdir(ROOT / "tests" / "fuzz" / "corpus"))))
+    session.notify("sanitize", ["--planted", "--keep", "--seconds", str(each)])
+
+
+@nox.session(python=max(pythons))
+def sanitize(session: nox.Session) -> None:
+    """Fuzz every way into the program under AddressSanitizer, for some seconds each."""
+    if sys.platform != "linux" or not shutil.which("gcc"):
+        (session.error if CI else session.warn)("not fuzzed on this machine: that needs Linux and gcc with its libasan")
+        return
+    build(session)
+    [sdist] = DIST.glob("freeim-*.tar.gz")
+    stamp = Path(session.virtualenv.location) / "sanitized"
+    state = source_digest()
+    if not stamp.exists() or stamp.read_text() != state:
+        parsers = [each for each in PROJECT["project"]["dependencies"] if each.startswith(("hiredis", "picows"))]
+        # Never out of pip's cache nor into it: another environment could not load what is made here.
+        session.install("--no-cache-dir", "--no-binary", "hiredis,picows", *parsers, env=SANITIZED)
+        session.install(*PROJECT["project"]["dependencies"], *nox.project.dependency_groups(PROJECT, "fuzz"))
+        session.install("--no-cache-dir", "--force-reinstall", "--no-deps", str(sdist), env=SANITIZED)
+        stamp.write_text(state)
+    outside = leave_checkout(session)
+    options = list(session.posargs)
+    if "--planted" in options:
+        options.remove("--planted")
+        planted = plant(session, sdist)
+        env = {"PYTHONPATH": f"{planted}:{outside}"}
+        session.run("python", "-m", "tests.fuzz", "--planted", "--seconds", "60", "frames", env=env)
+    session.run("python", "-m", "tests.fuzz", *options, env={"PYTHONPATH": outside})
+
+
+def plant(session: nox.Session, sdist: Path) -> Path:
+    """Build a freeim with a fault in it, and return the folder where it can be imported."""
+    folder = Path(session.virtualenv.location).resolve() / "with-fault"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.unpack_archive(sdist, folder)
+    [source] = folder.iterdir()
+    name, right, wrong = PLANTED
+    file = source / "freeim" / name
+    text = file.read_text()
+    assert right in text
+    file.write_text(text.replace(right, wrong))
+    session.install("--no-cache-dir", "--no-deps", "--target", str(folder / "planted"), str(source), env=SANITIZED)
+    return folder / "planted"
+
+
+@nox.session
+def autobahn(session: nox.Session) -> None:
+    """Run the Autobahn testsuite, which has not left Python 2.7, and write down what it sends."""
+    python = find_python("2.7")
+    if python is None:
+        session.error("missing: Python 2.7 with pip (pyenv install 2.7.18)")
+    install_wheel(session)
+    suite = Path(session.virtualenv.location).resolve() / "suite"
+    if not suite.exists():
+        env = {"PYTHONUSERBASE": str(suite)}
+        session.run(python, "-m", "pip", "install", "--quiet", "--user", AUTOBAHN, env=env, external=True)
+    leave_checkout(session)
+    vectors = ROOT / "tests" / "vectors" / "autobahn.json"
+    env = {"FREEIM_TEST_REDIS": binaries[-1]}
+    session.run("python", "-m", "tools.autobahn", python, str(suite), str(vectors), env=env)
 
 
 @nox.session

@@ -19,6 +19,11 @@ cdef enum Kind:
     FORCE_OFFLINE = 4
 
 
+cdef enum:
+    KINDS = 5                         # one more than the last Kind
+    SIZE_CLASSES = 11                 # of fan-out: 0, up to 1, 4, 16, 64, ... 65,536 connections, and more
+
+
 @cython.final
 cdef class Message:
     cdef:
@@ -143,13 +148,20 @@ cdef class Router:
         int _look                     # clients between two looks at the clock
         list _rest                    # clients, or receivers, that `_last` has not reached yet; None if there are none
         Message _last                 # message, while `_rest` is something
-        readonly long long deliveries
+        readonly long long deliveries  # messages put into an outbox
+        readonly long long delivered  # bytes of their frames
+        readonly long long replayed   # of these messages, those that had waited in the window
+        readonly long long received   # bytes published on the node's channel
+        long long _reached            # connections that got the last message so far, at once
+        long long[KINDS] _messages    # how many of each kind
+        long long[SIZE_CLASSES] _sizes  # messages by the connections that got them at once; see _size_class
 
     cdef _drop(self, Client client)
     cdef _settle(self, Client client)
     cdef _update_channels(self, Client client, names)
     cdef NoResult _begin_pending(self, Client client) except NoResult.FAILED
     cdef NoResult _take_in(self, Message message) except NoResult.FAILED
+    cdef void _count(self, Message message) noexcept
     cdef NoResult _route(self, Message message) except NoResult.FAILED
     cdef NoResult _to_receivers(self, Message message, list receivers) except NoResult.FAILED
     cdef bint _is_due(self, Client client, Message message) noexcept
@@ -170,6 +182,7 @@ cdef class RespStream:
         object _on_message            # (payload) for what is published to `_channel`
         object _rest                  # goes on with what the last message asks for; None where nothing is left
         object _on_invalidate         # (list of keys, or None for all)
+        object _on_error              # (reply that is an error), before whoever waits for it
         double _slice                 # seconds
 
     cdef bint _go_on(self) except -1

@@ -22,18 +22,21 @@ cdef class RespStream:
             what goes on with it, and that does the same.
         on_invalidate: Called with the list of invalidated keys, or None when Redis forgot what it tracked.
         on_push: Called with any other push.
+        on_error: Called with each reply that is an error, before whoever waits for it.
         slice_ms: Longest time that one call of `receive` keeps the loop, in milliseconds, and one item more.
     """
 
     NOTHING = object()
 
-    def __init__(self, reader, push_type, on_message, on_invalidate, on_push, double slice_ms=2.0):
+    def __init__(self, reader, push_type, on_message, on_invalidate, on_push, double slice_ms=2.0,
+                 on_error=None):
         self._reader = reader
         self._push_type = push_type
         self._waiting = deque()
         self._on_message = on_message
         self._on_invalidate = on_invalidate
         self._on_push = on_push
+        self._on_error = on_error
         self._rest = None
         self._slice = slice_ms / 1000
 
@@ -64,7 +67,11 @@ cdef class RespStream:
         if self._rest is not None and (self._go_on() or _now() >= end):
             return False
         while True:
-            item = gets()
+            try:
+                item = gets()
+            except (MemoryError, TypeError) as error:
+                # What hiredis makes of an array of a billion elements, or of a map whose keys are maps.
+                raise BadStream(f"a reply that cannot be read: {error!r}") from error
             if item is nothing:
                 return True
             if type(item) is push_type:
@@ -79,6 +86,8 @@ cdef class RespStream:
                 else:
                     self._on_push(item)
             elif self._waiting:
+                if isinstance(item, Exception) and self._on_error is not None:
+                    self._on_error(item)
                 self._waiting.popleft()(item)
             else:
                 raise BadStream("a reply that nobody asked for")

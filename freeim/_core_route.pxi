@@ -27,6 +27,18 @@ cdef Client _new_client(bytes client_id):
     return client
 
 
+cdef inline int _size_class(long long receivers) noexcept:
+    """Return 0 for none, 1 for one, n for up to 4 ** (n - 1), and the last class for all that are more."""
+    cdef int at = 0
+    cdef long long limit = 1
+    while receivers and at < SIZE_CLASSES - 1:
+        at += 1
+        if receivers <= limit:
+            break
+        limit *= 4
+    return at
+
+
 cdef inline Py_ssize_t _weight(Message message) except -1:
     return 200 + (0 if message.frame is None else PyBytes_GET_SIZE(message.frame))
 
@@ -83,6 +95,22 @@ cdef class Router:
     def pending_count(self):
         """Clients whose membership is being read, or whose first opening is under way."""
         return len(self._pending)
+
+    @property
+    def window_bytes(self):
+        """What the messages that wait for pending clients weigh; `window_limit` is the limit."""
+        return self._window_bytes
+
+    @property
+    def messages(self):
+        """How many messages of each kind were routed: direct, channel, broadcast, force offline."""
+        return tuple([self._messages[<int>kind] for kind in range(DIRECT, KINDS)])
+
+    @property
+    def fanout_sizes(self):
+        """How many messages went to how many connections at once, as ``(at most, messages)``; None is no limit."""
+        bounds = (0, *(4 ** n for n in range(SIZE_CLASSES - 2)), None)
+        return tuple([(bound, self._sizes[<int>number]) for number, bound in enumerate(bounds)])
 
     # ---- connections come and go
 
@@ -223,6 +251,7 @@ cdef class Router:
         cdef Message message
         if not self.open:
             return None
+        self.received += PyBytes_GET_SIZE(payload)
         message = _decode(payload, self._guid)
         if message is None or not self.tracking:
             return self._on_other(payload, message)
@@ -244,8 +273,10 @@ cdef class Router:
             self._go_on()
 
     cdef NoResult _take_in(self, Message message) except NoResult.FAILED:
+        cdef long long before
         if self._rest is not None:
             self.finish()  # what the last one has left
+        before = self.deliveries
         message.position = self._position
         self._position += 1
         if self._pending:
@@ -254,7 +285,19 @@ cdef class Router:
                 self._window_bytes += _weight(message)
             else:
                 self.dropped += 1
-        return self._route(message)
+        self._route(message)
+        self._reached = self.deliveries - before
+        if self._rest is None:
+            self._count(message)
+        return NoResult.DONE
+
+    cdef void _count(self, Message message) noexcept:
+        """Count a message, once for all receivers: a delivery pays for nothing but its own count."""
+        self._messages[<int>message.kind] += 1
+        if self._reached:
+            self.delivered += self._reached * PyBytes_GET_SIZE(message.frame)
+        if message.kind != FORCE_OFFLINE:
+            self._sizes[_size_class(self._reached)] += 1
 
     cdef NoResult _begin_pending(self, Client client) except NoResult.FAILED:
         if not client.pending:
@@ -276,10 +319,13 @@ cdef class Router:
             self._window_bytes -= _weight(self._window.popleft())
 
     cdef NoResult _replay(self, Client client) except NoResult.FAILED:
-        cdef Message message
+        cdef:
+            Message message
+            long long before
         for message in self._window:
             if message.position < client.since:
                 continue
+            before = self.deliveries
             if message.kind == BROADCAST:
                 self._deliver(client, message)
             elif message.kind == CHANNEL:
@@ -291,6 +337,9 @@ cdef class Router:
                         self._deliver_direct(client, message)
             elif (<list>message.receivers)[0] == client.id:
                 self._on_force_offline(client)
+            if self.deliveries != before:
+                self.replayed += self.deliveries - before
+                self.delivered += (self.deliveries - before) * PyBytes_GET_SIZE(message.frame)
         return NoResult.DONE
 
     cdef NoResult _route(self, Message message) except NoResult.FAILED:
@@ -383,6 +432,7 @@ cdef class Router:
             list rest = self._rest
             int done = 0
             double end
+            long long before = self.deliveries
         if rest is None:
             return None
         if message.kind == DIRECT:
@@ -401,8 +451,10 @@ cdef class Router:
                         break
             if not rest:
                 self._rest = None
+        self._reached += self.deliveries - before
         if self._rest is None:
             self._last = None
+            self._count(message)
             return None
         return self._go_on
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import platform
 import sys
 from collections.abc import Sequence
 
+from freeim.config import Options
 from freeim.config_load import build_parser, load
 from freeim.config_show import config_toml
 from freeim.errors import ConfigError, RedisUnavailable
 from freeim.exits import Exit
 from freeim.log import configure
 
-# What a node needs beside freeim itself. Everything that is compiled is imported only once a node is to run.
-_COMPILED = ("freeim._core", "hiredis", "picows", "uvloop")
+# What a node needs beside freeim itself, and what is imported only once a node is to run.
+_NEEDED = ("freeim._core", "hiredis", "picows", "prometheus_client", "uvloop")
+
+
+_log = logging.getLogger("freeim.server")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,12 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         return _main(sys.argv[1:] if argv is None else argv)
-    except ConfigError as error:
+    except (ConfigError, RedisUnavailable) as error:
         print(f"freeim-server: {error}", file=sys.stderr)
-        return Exit.CONFIG
-    except RedisUnavailable as error:
-        print(f"freeim-server: {error}", file=sys.stderr)
-        return Exit.REDIS
+        return _exit_code(error)
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
 
@@ -47,18 +49,36 @@ def _main(argv: Sequence[str]) -> int:
     elif command.action == "print-config":
         print(config_toml(options, command.origins), end="")
     else:
-        check_platform()
-        options.redis_url_with_password()  # a missing file is told now, and once, not by each worker
-        options = options.for_embedded()
-        configure(options.log_level)
-        if options.workers > 1:
-            from freeim.supervisor import supervise
-
-            return supervise(options, _announce)
-        from freeim.serve import serve
-
-        return serve(options.for_worker(), _announce)
+        configure(options.log_level, options.log_format)
+        try:
+            return _run(options)
+        except (ConfigError, RedisUnavailable) as error:
+            if options.log_format == "text":
+                raise  # `main` says it, as it says what is wrong with the options
+            _log.error("%s", error)
+            return _exit_code(error)
     return Exit.STOPPED
+
+
+def _run(options: Options) -> int:
+    check_platform()
+    options.redis_url_with_password()  # a missing file is told now, and once, not by each worker
+    if options.tls_cert is not None or options.tls_key is not None:
+        from freeim.node.tls import server_context
+
+        server_context(options)
+    options = options.for_embedded()
+    if options.workers > 1:
+        from freeim.supervisor import supervise
+
+        return supervise(options, _announce)
+    from freeim.serve import serve
+
+    return serve(options.for_worker(), _announce)
+
+
+def _exit_code(error: ConfigError | RedisUnavailable) -> Exit:
+    return Exit.CONFIG if isinstance(error, ConfigError) else Exit.REDIS
 
 
 def version() -> str:
@@ -80,7 +100,7 @@ def check_platform() -> None:
             f"a node needs CPython on Linux or macOS, and this is {platform.python_implementation()} on "
             f"{platform.system()}; the helper works here"
         )
-    missing = [name for name in _COMPILED if importlib.util.find_spec(name) is None]
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
             "a node needs CPython on Linux or macOS with freeim's compiled part and its dependencies, and "

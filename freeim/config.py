@@ -14,16 +14,20 @@ from typing import Any, Final, Literal, Self
 from freeim import config_checks as checks
 from freeim.errors import ConfigError
 from freeim.names import IdKind
+from freeim.origins import check_origin
 from freeim.redis_url import mask_redis_url, parse_redis_url, with_password
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+PerClientPolicy = Literal["reject", "replace-oldest"]
 
 PLACE: Final = "Where it listens, and what it is called"
 REDIS: Final = "Redis"
 PROTOCOL: Final = "Protocol and names"
 RUNNING: Final = "Running"
+ADMISSION: Final = "Who gets in"
 LIMITS: Final = "Time limits and sizes"
-GROUPS: Final = (PLACE, REDIS, PROTOCOL, RUNNING, LIMITS)
+GROUPS: Final = (PLACE, REDIS, PROTOCOL, RUNNING, ADMISSION, LIMITS)
 """The headings of --help and of docs/options.md, in order."""
 
 
@@ -60,6 +64,11 @@ def _bytes(default: int, text: str, *, minimum: int = 0, maximum: int = 2**40) -
     return _option(default, LIMITS, text, metavar="BYTES", unit="bytes", minimum=minimum, maximum=maximum)
 
 
+def _count(text: str, *, maximum: int = 2**31 - 1) -> Any:
+    """A number that may be limited, and is not by default."""
+    return _option(0, ADMISSION, text, metavar="N", maximum=maximum)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Every option of a node. Each field is a command-line option, an environment variable and a key of the file.
@@ -93,8 +102,15 @@ class Options:
         None,
         PLACE,
         "What terminals connect to, everything before the path, e.g. wss://im.example.com/n{index}. May hold {index}, "
-        "{port} and {hostname}. Left out, it is ws://<node name>.",
+        "{port} and {hostname}. Left out, it is ws://<node name>, or wss:// with TLS.",
         metavar="URL",
+    )
+    admin_bind: str = _option(
+        "127.0.0.1:0",
+        PLACE,
+        "Address and port of /metrics, which is served nowhere else; 'off' is none. Port 0 is any free one, and the "
+        "banner says which. With several workers, worker N has this port + N.",
+        metavar="HOST:PORT",
     )
     redis_url: str | None = _option(
         None,
@@ -143,6 +159,52 @@ class Options:
     log_level: LogLevel = _option(  # noqa: RUF009 - as for ids
         "info", RUNNING, "Least severe message that is logged to stderr."
     )
+    log_format: LogFormat = _option(  # noqa: RUF009 - as for ids
+        "text", RUNNING, "Form of the log: readable lines, or one JSON object a line, for programs."
+    )
+    tls_cert: str | None = _option(
+        None,
+        ADMISSION,
+        "File with the TLS certificate and its chain (PEM). With it the node speaks TLS and nothing else.",
+        metavar="FILE",
+    )
+    tls_key: str | None = _option(
+        None,
+        ADMISSION,
+        "File with the key of the certificate (PEM, not encrypted). Left out, the certificate's file holds it too.",
+        metavar="FILE",
+    )
+    trusted_proxies: tuple[str, ...] = _option(
+        (),
+        ADMISSION,
+        "Addresses and networks of proxies that are believed when they say where a terminal comes from, by "
+        "X-Forwarded-For or the PROXY protocol, e.g. 127.0.0.1,10.0.0.0/8.",
+        metavar="ADDRESS,ADDRESS",
+    )
+    origins: tuple[str, ...] = _option(
+        (),
+        ADMISSION,
+        "Origins whose pages may connect (else 403), e.g. https://app.example.com or https://*.example.com. Requests "
+        "without an Origin header, which no browser sends, are let in. Left out, it is every origin.",
+        metavar="ORIGIN,ORIGIN",
+    )
+    max_connections: int = _count(
+        "Connections that the node holds (beyond it, 503); 0 is as many as the system's limit of descriptors allows."
+    )
+    max_per_client: int = _count("Connections that one client may have; 0 is any number.")
+    per_client_policy: PerClientPolicy = _option(  # noqa: RUF009 - as for ids
+        "reject",
+        ADMISSION,
+        "What happens to one connection too many of a client: it is refused (429), or the client's oldest is closed "
+        "for it (4001).",
+    )
+    max_per_address: int = _count(
+        "Sockets that one address may have open (beyond it, 429; beyond twice as many, cut without an answer); an IPv6 "
+        "network of /64 is one address; 0 is any number."
+    )
+    handshakes_per_address: int = _count(
+        "WebSocket requests that one address may make in a second (beyond it, 429); 0 is any number."
+    )
     backlog: int = _option(
         4096,
         LIMITS,
@@ -157,6 +219,9 @@ class Options:
     close_timeout: float = _seconds(5.0, "Time to answer a Close frame, then the connection is cut.")
     max_head: int = _bytes(8192, "Longest HTTP request head (else 431).", minimum=512, maximum=2**20)
     max_inbound: int = _bytes(4096, "Longest message that a terminal may send (else 1009).", minimum=125, maximum=2**30)
+    inbound_rate: int = _bytes(
+        65536, "What a terminal may send in a second, pings and pongs included (else 1009); 0 is any amount."
+    )
     send_buffer: int = _bytes(65536, "SO_SNDBUF of each connection; 0 is the system's default.", maximum=2**30)
     queue_limit: int = _bytes(
         1_048_576, "What may wait for one slow terminal (else 4002); one message always may.", minimum=1
@@ -180,6 +245,13 @@ class Options:
                 f"ping_timeout ({self.ping_timeout} s) must not be longer than ping_interval ({self.ping_interval} s)",
                 "ping_timeout",
                 "ping_interval",
+            )
+        if 0 < self.inbound_rate < self.max_inbound:
+            raise ConfigError(
+                f"inbound_rate ({self.inbound_rate} bytes) must not be less than max_inbound ({self.max_inbound} bytes)"
+                ": no message of that length could ever come",
+                "inbound_rate",
+                "max_inbound",
             )
         self._check_redis()
         self._check_workers()
@@ -206,6 +278,7 @@ class Options:
             raise ConfigError(
                 f"{self.workers} workers from port {port} on would go beyond port 65535", "bind", "workers"
             )
+        self._check_admin()
         names = [self._node_name(index) for index in range(self.workers)]
         for name in names:
             _check("node", checks.check_node_name, name)
@@ -235,10 +308,34 @@ class Options:
             for url in urls:
                 _check("public_url", checks.check_public_url, url)
 
+    def _check_admin(self) -> None:
+        admin, port = self.admin_address, self.address[1]
+        if admin is None or admin[1] == 0:
+            return
+        if admin[1] + self.workers - 1 > 65535:
+            raise ConfigError(
+                f"the metrics of {self.workers} workers from port {admin[1]} on would go beyond port 65535",
+                "admin_bind",
+                "workers",
+            )
+        if abs(admin[1] - port) < self.workers:
+            last = f" to {admin[1] + self.workers - 1}" if self.workers > 1 else ""
+            raise ConfigError(
+                f"the metrics would be served on port {admin[1]}{last}, which the terminals' ports overlap; choose "
+                "another port for admin_bind",
+                "admin_bind",
+                "bind",
+            )
+
     @property
     def address(self) -> tuple[str, int]:
         """Host (IPv6 without brackets) and port of ``bind``."""
         return checks.split_bind(self.bind)
+
+    @property
+    def admin_address(self) -> tuple[str, int] | None:
+        """Host and port of ``admin_bind``; None where it is off."""
+        return None if self.admin_bind == checks.OFF else checks.split_bind(self.admin_bind)
 
     def for_worker(self, index: int = 0, *, port: int | None = None) -> Self:
         """Return the options of one worker: placeholders filled, its own port, name and URL, ``workers`` 1.
@@ -258,12 +355,11 @@ class Options:
         return replace(
             self,
             bind=self._bind(index),
+            admin_bind=self._admin_bind(index),
             # Port 0 is not known yet: a name that depends on it stays open until for_worker(port=...).
             node=self.node if self._awaits_port(self.node) else self._node_name(index),
             nodes=nodes,
-            public_url=self.public_url
-            if self.public_url is None or self._awaits_port(self.public_url)
-            else self._expand(self.public_url, index),
+            public_url=self._public_url(index),
             workers=1,
         )
 
@@ -339,12 +435,24 @@ class Options:
         host, port = self.address
         return checks.join_bind(host, port + index)
 
+    def _admin_bind(self, index: int) -> str:
+        admin = self.admin_address
+        return self.admin_bind if admin is None or admin[1] == 0 else checks.join_bind(admin[0], admin[1] + index)
+
     def _node_name(self, index: int) -> str:
         if self.node is not None:
             return self._expand(self.node, index)
         if checks.is_wildcard(self.address[0]):
             return self._expand("{hostname}:{port}", index)
         return self._bind(index)
+
+    def _public_url(self, index: int) -> str | None:
+        if self.public_url is None:
+            # Without TLS the helper knows: FreeIM's rule is ws:// and the name.
+            if self.tls_cert is None or self._awaits_port(self.node):
+                return None
+            return f"wss://{self._node_name(index)}"
+        return self.public_url if self._awaits_port(self.public_url) else self._expand(self.public_url, index)
 
     def _expand(self, template: str, index: int) -> str:
         port = str(self.address[1] + index)
@@ -413,10 +521,18 @@ OPTIONS: Final = _describe()
 
 _CHECKS: Final[dict[str, Callable[[str], object]]] = {
     "bind": checks.split_bind,
+    "admin_bind": checks.check_admin_bind,
     "node": checks.check_template,
     "public_url": checks.check_template,
     "path": checks.check_path,
     "prefix": checks.check_prefix,
+}
+
+
+_LISTS: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
+    "nodes": ("names", checks.check_node_name),
+    "origins": ("origins", check_origin),
+    "trusted_proxies": ("addresses and networks", checks.check_network),
 }
 
 
@@ -441,7 +557,7 @@ def _check_value(option: Option, value: object) -> None:
         if value not in option.choices:
             raise ConfigError(f"{name} must be {' or '.join(option.choices)}, not {value!r}", name)
     elif option.kind == "list":
-        _check_nodes(name, value)
+        _check_list(name, value)
     elif not isinstance(value, str):
         raise ConfigError(f"{name} must be a text, not {value!r}", name)
     elif name == "redis_url":
@@ -465,11 +581,12 @@ def _check_number(option: Option, value: object) -> None:
         )
 
 
-def _check_nodes(name: str, value: object) -> None:
+def _check_list(name: str, value: object) -> None:
+    kind, check = _LISTS[name]
     if not isinstance(value, tuple) or not all(isinstance(entry, str) for entry in value):
-        raise ConfigError(f"{name} must be a list of names (in Python a tuple of str), not {value!r}", name)
+        raise ConfigError(f"{name} must be a list of {kind} (in Python a tuple of str), not {value!r}", name)
     for entry in value:
-        _check(name, checks.check_node_name, entry)
+        _check(name, check, entry)
     twice = sorted({entry for entry in value if value.count(entry) > 1})
     if twice:
-        raise ConfigError(f"{name} holds {', '.join(twice)} more than once; each node is listed once", name)
+        raise ConfigError(f"{name} holds {', '.join(twice)} more than once; each is listed once", name)

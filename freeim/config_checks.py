@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 PLACEHOLDERS: Final = ("index", "port", "hostname")
 
+OFF: Final = "off"
+"""What stands for no address."""
+
 RESERVED_PATHS: Final = ("/health", "/ready")
 """Paths that the node itself answers."""
 
@@ -34,6 +37,15 @@ def split_bind(text: str) -> tuple[str, int]:
     elif re.search(r"[][:/@]", host):
         raise ValueError(wanted)
     return host, int(port)
+
+
+def check_admin_bind(text: str) -> None:
+    """Check where the metrics are served."""
+    if text != OFF:
+        try:
+            split_bind(text)
+        except ValueError:
+            raise ValueError(f"must be HOST:PORT (127.0.0.1:7001, [::1]:7001) or '{OFF}', not {text!r}") from None
 
 
 def join_bind(host: str, port: int) -> str:
@@ -105,6 +117,20 @@ def check_path(path: str) -> None:
         raise ValueError(f"must begin with a slash and hold neither spaces, '?' nor '#' (/ws), not {path!r}")
     if path in RESERVED_PATHS:
         raise ValueError(f"must not be {path!r}: the node answers its own state there")
+
+
+def check_network(text: str) -> None:
+    """Check an address or a network."""
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        try:
+            meant = f"; did you mean {ipaddress.ip_network(text, strict=False)}?"
+        except ValueError:
+            meant = ""
+        raise ValueError(
+            f"must hold addresses and networks such as 127.0.0.1, 10.0.0.0/8 or fd00::/8, not {text!r}{meant}"
+        ) from None
 
 
 def check_prefix(prefix: str) -> None:

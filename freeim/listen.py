@@ -46,7 +46,7 @@ class _Printer(WSListener):
 
 
 async def listen(helper: AsyncImHelper, client: AnyId, channels: Sequence[str]) -> None:
-    """Connect and print until the client is forced offline.
+    """Connect and print until the client is forced offline, or replaced by a newer login.
 
     Args:
         helper: What authorises the client. It is closed at the end.
@@ -68,6 +68,9 @@ async def listen(helper: AsyncImHelper, client: AnyId, channels: Sequence[str]) 
                 first, pause, problem = False, FIRST_PAUSE, ""
                 if printer.code == CloseCode.GOING_AWAY and printer.reason == "disconnect":
                     _say("forced offline")
+                    return
+                if printer.code == CloseCode.REPLACED:  # to come back would throw the newer one out
+                    _say("replaced by a newer login")
                     return
                 _say(f"the connection ended with {printer.code or 'no code'} ({printer.reason}); connecting again")
             except (OSError, WSError, FreeImError) as error:

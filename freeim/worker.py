@@ -53,8 +53,10 @@ async def start(options: Options, environ: Mapping[str, str], **more: Any) -> as
 
 def unpack(line: bytes) -> Options:
     """The reverse of `pack`."""
-    values = json.loads(line)
-    return Options(**values | {"nodes": tuple(values["nodes"])})
+    values: dict[str, Any] = {}
+    for name, value in json.loads(line).items():
+        values[name] = tuple(value) if isinstance(value, list) else value  # JSON knows no tuples
+    return Options(**values)
 
 
 def unpack_banner(line: bytes) -> str:
@@ -72,7 +74,7 @@ def main() -> int:
     if not line:
         return Exit.STOPPED
     options = unpack(line)
-    configure(options.log_level, options.node or options.bind)
+    configure(options.log_level, options.log_format, options.node or options.bind)
     # Standard output belongs to the supervisor; what else is printed goes to stderr.
     to_supervisor = os.dup(1)
     os.dup2(2, 1)

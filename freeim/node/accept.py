@@ -12,6 +12,7 @@ from typing import Final
 
 from freeim._core import HAVE_EPOLL, Backlog, Poller
 from freeim.limits import raise_descriptor_limit
+from freeim.node.tls_gate import TlsGate
 
 log = logging.getLogger("freeim")
 
@@ -64,22 +65,41 @@ class Acceptor:
         sock: The listening socket; it stays the caller's.
         protocol: Makes the protocol of a new connection.
         backlog: Where what waits for terminals is counted.
+        gate: Makes TLS connections of what is accepted; None for plain ones.
     """
 
-    def __init__(self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], backlog: Backlog) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        protocol: Callable[[], asyncio.Protocol],
+        backlog: Backlog,
+        gate: TlsGate | None = None,
+    ) -> None:
+        self.gate = gate
         self.limit = raise_descriptor_limit()
         self.capacity = max(1, self.limit - _open_descriptors() - RESERVED_DESCRIPTORS)
         self.open = 0
         self._sock = sock
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
-        # Elsewhere each connection gets a transport of the event loop, which costs more but does the same.
-        self._poller = Poller(self._loop, backlog) if HAVE_EPOLL else None
+        # Elsewhere, and with TLS, each connection gets a transport of the event loop, which costs more.
+        self._poller = Poller(self._loop, backlog) if HAVE_EPOLL and gate is None else None
         self._tasks: set[asyncio.Task[object]] = set()
         self._accepting = False
         self._wanted = False
         self._told = False
         self._retry: asyncio.TimerHandle | None = None
+
+    def check_capacity(self, wanted: int) -> None:
+        """Warn where there are not as many descriptors as connections are wanted."""
+        if wanted > self.capacity:
+            log.warning(
+                "--max-connections is %d, and the limit of %d descriptors allows only %d: raise the hard limit of open "
+                "files (ulimit -Hn, LimitNOFILE=)",
+                wanted,
+                self.limit,
+                self.capacity,
+            )
 
     def start(self) -> None:
         """Begin to accept."""
@@ -96,6 +116,8 @@ class Acceptor:
     def close(self) -> None:
         """Accept no more, and close what is still open."""
         self.stop()
+        for task in self._tasks:
+            task.cancel()
         if self._poller is not None:
             self._poller.close()
 
@@ -144,20 +166,27 @@ class Acceptor:
                 self.open -= 1
                 raise
             return
-        conn, _address = self._sock.accept()
+        conn, address = self._sock.accept()
         self.open += 1
-        task = self._loop.create_task(self._adopt(conn))
+        task = self._loop.create_task(self._adopt(conn, address[0]))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _adopt(self, conn: socket.socket) -> None:
+    async def _adopt(self, conn: socket.socket, peer: str) -> None:
+        adopted = False
         try:
             conn.setblocking(False)
-            await self._loop.connect_accepted_socket(self._protocol, conn)
+            if self.gate is not None:
+                adopted = await self.gate.admit(conn, peer)
+            else:
+                await self._loop.connect_accepted_socket(self._protocol, conn)
+                adopted = True
         except OSError:
-            # The peer was gone before the transport was there.
-            conn.close()
-            self.closed()
+            pass  # the peer was gone before the transport was there
+        finally:
+            if not adopted:
+                conn.close()
+                self.closed()
 
     def _tell(self, reason: str) -> None:
         if not self._told:

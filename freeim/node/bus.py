@@ -96,7 +96,7 @@ class Bus:
         """What the router does not decode, or cannot route for want of tracking; see `Router.take`."""
         if message is None:
             if payload.startswith(_PROBE):
-                self._session.probe_seen()
+                self._session.probe_seen(payload.removeprefix(_PROBE))
                 return None
             try:
                 message = decode_tolerantly(payload, self._options.ids)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from freeim._core import Client, Connection, Fanout, Router
 from freeim.config import Options
 from freeim.errors import CloseCode
 from freeim.names import Names, connect_url, owners, system_id
+from freeim.node.admission import Admission
 from freeim.node.decode import BadPayload, decode_token
 from freeim.node.handshake import Handshake
+from freeim.node.histogram import Histogram
 from freeim.node.http import Refusal, Request, token_of, websocket_key
 from freeim.node.presence import FENCED, USED, Presence
 from freeim.node.session import Session
@@ -26,6 +29,14 @@ log = logging.getLogger("freeim")
 
 TICK: Final = 0.1
 """Seconds between two looks at the deadlines."""
+
+GONE: Final = "gone"
+"""What came of a handshake whose peer left before it was answered."""
+
+LOST: Final = 1006
+"""The code of a connection that ended without a Close frame (RFC 6455, section 7.4.1)."""
+
+_NAMED_CODES: Final = frozenset(range(1000, 1016))
 
 TOO_SLOW_PER_MINUTE: Final = 20
 """Log lines about terminals that read too slowly; the rest of the minute is counted."""
@@ -52,6 +63,15 @@ class Connections:
         self._stopped = False
         self.accepted = 0
         """Sockets that are open, WebSocket or not."""
+        self.handshakes = Counter({"101": 0, "401": 0, "503": 0, GONE: 0})
+        """Requests by HTTP status, or `GONE`: each socket that was accepted, but for answers about our state."""
+        self.closes = Counter({("node", str(int(code))): 0 for code in CloseCode if code != CloseCode.NORMAL})
+        self.closes.update({("terminal", str(code)): 0 for code in (1000, 1001, LOST)})
+        """WebSocket connections by who began to close them and the code. With those that are open these are all."""
+        self.cut = Counter({"connection": 0, "node": 0})
+        """Connections that were too slow, by whose limit they passed."""
+        self.lag = Histogram()
+        """How late the loop was."""
         self.on_closed: Any = None
         """Called after each socket that is gone."""
         self._names = names
@@ -67,6 +87,9 @@ class Connections:
         self.system = system_id(options.ids)
         self.fanout = Fanout(self._loop.call_soon, self._too_slow, options.queue_limit, options.node_queue_limit)
         self._slow_log = SparseLog(logging.INFO, TOO_SLOW_PER_MINUTE, "cut %d more connections that read too slowly")
+        self.admission = Admission(options)
+        self._attached = 0
+        """Connections from the begin of their opening until their socket is gone."""
         self.router: Router | None = None
         self._handshakes: Deadlines[Handshake] = Deadlines(options.handshake_timeout, self._handshake_expired)
         self._lingering: Deadlines[Handshake] = Deadlines(options.close_timeout, Handshake.timed_out)
@@ -75,9 +98,11 @@ class Connections:
             options.ping_interval, options.ping_timeout, self._ping, self._check_pong
         )
         self._timers: list[asyncio.TimerHandle | None] = [None, None]
+        self._due = 0.0
 
     def start(self) -> None:
         """Start the clock."""
+        self._due = self._loop.time()
         self._tick()
         self._turn()
 
@@ -115,6 +140,9 @@ class Connections:
             assert handshake.transport is not None
             handshake.transport.abort()
         self._handshakes.start(handshake, self._loop.time())
+        if not self.admission.admit(handshake):
+            assert handshake.transport is not None
+            handshake.transport.abort()
 
     def request(self, handshake: Handshake, request: Request) -> None:
         """Answer a request, or ask Redis about its token.
@@ -128,9 +156,25 @@ class Connections:
         if request.path != self.options.path:
             raise Refusal(404, f"nothing is served here; the WebSocket endpoint is {self.options.path}")
         handshake.key = websocket_key(request)
+        self.admission.check(handshake, request)
+        self._check_room()
         self._check_ready()
         handshake.token = token_of(request)
         self._session.send(lambda reply: self._token_read(handshake, reply), "GET", self._names.token(handshake.token))
+
+    def _check_room(self) -> None:
+        limit = self.options.max_connections
+        if limit and self._attached >= limit:
+            raise Refusal(503, f"this node is full: it may hold {limit} connections", "Retry-After: 10")
+
+    def _check_client(self, client_id: bytes) -> None:
+        """Refuse a connection too many of one client. Its token stays good, for when another has closed."""
+        assert self.router is not None
+        limit = self.options.max_per_client
+        if limit and self.options.per_client_policy == "reject":
+            client = self.router.clients.get(client_id)
+            if client is not None and len(client.connections) >= limit:
+                raise Refusal(429, f"a client may have {limit} connections here, and this one has them")
 
     def _check_ready(self) -> None:
         if self.draining:
@@ -156,7 +200,10 @@ class Connections:
             if owner == self.options.node:
                 if handshake.half_closed:
                     raise Refusal(400, "the terminal ended its side of the connection before it was answered")
-                self._open(handshake, str(client_id).encode(), token_json)
+                self._check_room()  # again: others may have come while Redis was asked
+                text = str(client_id).encode()
+                self._check_client(text)
+                self._open(handshake, text, token_json)
             else:
                 self._misdirect(handshake, owner)
         except Refusal as refusal:
@@ -190,6 +237,7 @@ class Connections:
         self._last_number += 1
         connection = Connection(self.fanout, self._last_number, token_json, handshake)
         handshake.connection = connection
+        self._attached += 1
         # At the same moment on both connections: the reader gets the membership, the writer counts and publishes.
         self.router.attach(client_id, connection)
         self._send_open(connection, handshake.token)
@@ -208,6 +256,8 @@ class Connections:
             assert self.router is not None
             self.living[connection.number] = connection
             self.router.confirm(connection)
+            if self.options.per_client_policy == "replace-oldest":
+                self._replace_oldest(connection.client)
             self._upgrade_if_ready(connection)
         elif reply == FENCED:
             # This instance's life has ended in Redis (it slept, or Redis is back empty): revive it first.
@@ -220,6 +270,18 @@ class Connections:
             elif not isinstance(reply, ConnectionError):
                 self._presence.warn(reply)
             self._refuse(handshake, refusal)
+
+    def _replace_oldest(self, client: Client) -> None:
+        """Close the connections beyond the limit of a client that has just got one, the oldest first.
+
+        Only those that Redis has counted are looked at: an opening whose token turns out to be used must cost nobody
+        anything. Without a limit, which is 0, the slice is empty.
+        """
+        counted = [connection for connection in client.connections if connection.number in self.living]
+        counted.sort(key=lambda connection: connection.number)
+        for connection in counted[: -self.options.max_per_client]:
+            log.debug("closed a connection of client %s: replaced by a newer one", client.id.decode())
+            self.close(connection, CloseCode.REPLACED, "replaced by a newer login")
 
     def retry_fenced(self) -> None:
         """The life was revived: open what had to wait for that."""
@@ -259,13 +321,15 @@ class Connections:
         transport.resume_reading()
         terminal = Terminal(self, connection, transport)
         connection.owner = terminal
+        self.admission.hand_over(handshake, terminal)
         terminal.start(key, rest)
 
     def opened(self, terminal: Terminal) -> None:
         """The 101 has been written."""
         terminal.ping_slot = self._pings.add(terminal)
+        self.handshakes["101"] += 1
         if terminal.connection.closing:  # forced offline while it was opening
-            self._closing.start(terminal, self._loop.time())
+            self._close_begins(terminal, "node", terminal.connection.close_code)
 
     def linger(self, handshake: Handshake) -> None:
         """A refused peer gets some time to read the answer and end its side."""
@@ -276,10 +340,12 @@ class Connections:
         """The socket of a request is gone."""
         self._handshakes.finish(handshake)
         self._lingering.finish(handshake)
+        if not handshake.finished:
+            self.handshakes[GONE] += 1
         handshake.finished = True
         if handshake.connection is not None:
             self._abandon(handshake)
-        self._socket_gone()
+        self._socket_gone(handshake)
 
     def _refuse(self, handshake: Handshake, refusal: Refusal) -> None:
         if handshake.connection is not None:
@@ -301,7 +367,15 @@ class Connections:
 
     # ---- after the 101
 
-    def close(self, connection: Connection, code: int, reason: str = "", *, frame: bytes | None = None) -> None:
+    def close(
+        self,
+        connection: Connection,
+        code: int,
+        reason: str = "",
+        *,
+        frame: bytes | None = None,
+        by: Literal["node", "terminal"] = "node",
+    ) -> None:
         """Begin to close a connection: nothing is delivered to it any more. Waits for nobody.
 
         Args:
@@ -309,12 +383,20 @@ class Connections:
             code: The close code.
             reason: Goes into the Close frame.
             frame: The whole Close frame where it exists already.
+            by: Who begins.
         """
         assert self.router is not None
         if connection.begin_close(frame or close_frame(code, reason), code):
             self.router.retire(connection)
             if isinstance(connection.owner, Terminal):
-                self._closing.start(connection.owner, self._loop.time())
+                self._close_begins(connection.owner, by, code)
+
+    def _close_begins(self, terminal: Terminal, by: str, code: int) -> None:
+        if terminal in self._closing:
+            return  # it was cut while it got its 101
+        self._closing.start(terminal, self._loop.time())
+        # A terminal may send any code: those above are an application's, and 4001 from there is not ours.
+        self.closes[by, str(code) if by == "node" or code in _NAMED_CODES else "other"] += 1
 
     def force_offline(self, client: Client) -> None:
         """Close all connections of a client, as FreeIM does."""
@@ -330,21 +412,25 @@ class Connections:
         connection = terminal.connection
         if connection.transport is None:
             return
+        if not connection.closing:
+            self.closes["terminal", str(LOST)] += 1
         connection.detach_transport()
         connection.owner = None  # else the two would keep each other, and no collector looks at what is old
         self._closing.finish(terminal)
         self._pings.remove(terminal, terminal.ping_slot)
         self._leave(connection)
-        self._socket_gone()
+        self._socket_gone(terminal)
 
     def _leave(self, connection: Connection) -> None:
         assert self.router is not None
+        self._attached -= 1
         self.living.pop(connection.number, None)
         self.router.detach(connection)
         self._presence.close(connection.number)
 
-    def _socket_gone(self) -> None:
+    def _socket_gone(self, holder: Handshake | Terminal) -> None:
         self.accepted -= 1
+        self.admission.leave(holder)
         if not (self.accepted if self._stopped else self.living):
             self._emptied.set()
         if self.on_closed is not None:
@@ -352,6 +438,7 @@ class Connections:
 
     def _too_slow(self, connection: Connection, waiting: int, of_node: bool) -> None:
         options = self.options
+        self.cut["node" if of_node else "connection"] += 1
         self._slow_log.tell(
             "cut a connection of client %s: it reads too slowly, %d bytes were waiting; send less, or raise %s",
             connection.client.id.decode(),
@@ -365,6 +452,7 @@ class Connections:
     def tell_rest(self) -> None:
         """Log how many were cut without a line of their own since the last call; to be called now and then."""
         self._slow_log.tell_rest()
+        self.admission.log.tell_rest()
 
     def _cut(self, terminal: Terminal) -> None:
         transport = terminal.connection.transport
@@ -380,8 +468,11 @@ class Connections:
     def _tick(self) -> None:
         self._timers[0] = self._loop.call_later(TICK, self._tick)
         now = self._loop.time()
+        self.lag.observe(max(now - self._due, 0.0))
+        self._due = now + TICK
         for deadlines in (self._handshakes, self._lingering, self._closing):
             deadlines.expire(now)
+        self.admission.look_at_clock(now)
 
     def _turn(self) -> None:
         self._timers[1] = self._loop.call_later(self._pings.turn_seconds, self._turn)

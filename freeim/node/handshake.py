@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from freeim._core import Connection
 from freeim.node.http import Refusal, Request, parse_head, response
+from freeim.node.proxy_protocol import SIGNATURE, WORD, read_header
 
 if TYPE_CHECKING:
     from freeim.node.connections import Connections
@@ -45,10 +46,13 @@ class Handshake(asyncio.Protocol):
         "_buffer",
         "_connections",
         "_head_done",
+        "address",
         "connection",
         "finished",
+        "from_proxy",
         "half_closed",
         "key",
+        "proxy_read",
         "token",
         "transport",
     )
@@ -56,6 +60,12 @@ class Handshake(asyncio.Protocol):
     def __init__(self, connections: Connections) -> None:
         self.transport: asyncio.Transport | None = None
         self.connection: Connection | None = None
+        self.address: str | None = None
+        """Where it comes from, as far as is known; None where that does not matter."""
+        self.from_proxy = False
+        """So far that is a trusted proxy, which may say more."""
+        self.proxy_read = False
+        """A PROXY header was read, or none can come any more."""
         self.key = ""
         self.token = ""
         self.finished = False
@@ -66,10 +76,21 @@ class Handshake(asyncio.Protocol):
         self._head_done = False
 
     @property
+    def peer_address(self) -> str | None:
+        """The address of the peer, without its port; None where it has gone."""
+        name = self._peer_name
+        return name[0] if name else None
+
+    @property
     def peer(self) -> str:
-        """The address of the peer, for the log."""
-        name = self.transport.get_extra_info("peername") if self.transport is not None else None
-        return f"{name[0]}:{name[1]}" if name else "a peer that has gone"
+        """Where the terminal is, and through which proxy, for the log."""
+        name = self._peer_name
+        peer = f"{name[0]}:{name[1]}" if name else "a peer that has gone"
+        return peer if self.address in (None, self.peer_address) else f"{self.address} through {peer}"
+
+    @property
+    def _peer_name(self) -> Any:
+        return self.transport.get_extra_info("peername") if self.transport is not None else None
 
     @property
     def rest(self) -> bytes:
@@ -91,22 +112,41 @@ class Handshake(asyncio.Protocol):
                 self.transport.pause_reading()
             return
         try:
+            if self.from_proxy and not self.proxy_read and not self._read_proxy_header():
+                return
             # Some clients send an empty line first (RFC 9112, section 2.2).
             while self._buffer.startswith(b"\r\n"):
                 del self._buffer[:2]
+            if self._buffer.startswith(SIGNATURE.lstrip()):
+                raise _stranger()
             if not self._buffer[:1].isalpha() and self._buffer:
-                raise Refusal(400, "this is no HTTP request; a node speaks plain HTTP, and TLS is its proxy's business")
+                raise Refusal(400, "this is no HTTP request; a node speaks TLS only with --tls-cert")
             end = self._buffer.find(_HEAD_END)
             if end > max_head or (end < 0 and len(self._buffer) > max_head):
                 raise Refusal(431, f"the request head is longer than {max_head} bytes")
             if end < 0:
                 return
+            if self._buffer.startswith(WORD):
+                raise _stranger()
             head = bytes(self._buffer[:end])
             del self._buffer[: end + len(_HEAD_END)]
             self._head_done = True
             self._connections.request(self, parse_head(head))
         except Refusal as refusal:
             self.refuse(refusal)
+
+    def _read_proxy_header(self) -> bool:
+        """Read what a trusted proxy may send first; False where more must come, or the connection was cut."""
+        header = read_header(self._buffer)
+        if header is None:
+            return False
+        self.proxy_read = True
+        del self._buffer[: header.size]
+        if header.source is None or self._connections.admission.place(self, header.source):
+            return True
+        if self.transport is not None:
+            self.transport.abort()
+        return False
 
     def eof_received(self) -> bool:
         self.half_closed = True
@@ -115,7 +155,8 @@ class Handshake(asyncio.Protocol):
         if not self._head_done and self._buffer:
             self.refuse(Refusal(400, "the request ended before its empty line"))
             return False
-        return self._head_done  # the answer is under way
+        # The answer may be under way. TLS ends both sides at once, and does not like to be told otherwise.
+        return self._head_done and self.transport is not None and self.transport.can_write_eof()
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self.transport = None
@@ -142,7 +183,11 @@ class Handshake(asyncio.Protocol):
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer with an error status and end the connection."""
-        log.info("refused %s with %d: %s", self.peer, refusal.status, refusal.reason)
+        # Limits are there for those who come by the thousand.
+        tell = self._connections.admission.log.tell if refusal.status == 429 else log.info
+        tell("refused %s with %d: %s", self.peer, refusal.status, refusal.reason)
+        if not self.finished:
+            self._connections.handshakes[str(refusal.status)] += 1
         self._finish(response(refusal.status, refusal.reason, *refusal.headers))
 
     def _finish(self, answer: bytes) -> None:
@@ -156,3 +201,7 @@ class Handshake(asyncio.Protocol):
             transport.close()
         elif end_side(transport):
             self._connections.linger(self)
+
+
+def _stranger() -> Refusal:
+    return Refusal(400, "a PROXY header from a peer that is not in --trusted-proxies")

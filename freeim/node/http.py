@@ -56,7 +56,7 @@ class Request:
 
     method: str
     path: str
-    query: str
+    query: str = field(repr=False)  # it holds the token
     version: tuple[int, int]
     headers: dict[str, str] = field(repr=False)
 
@@ -158,19 +158,26 @@ def token_of(request: Request) -> str:
     raise Refusal(401, "no token, or a malformed one")
 
 
-def response(status: int, body: str, *headers: str, head_only: bool = False) -> bytes:
+def response(
+    status: int,
+    body: str | bytes,
+    *headers: str,
+    head_only: bool = False,
+    content_type: str = "text/plain; charset=utf-8",
+) -> bytes:
     """Return a whole response that closes the connection.
 
     Args:
         status: The HTTP status.
-        body: One line of text.
+        body: One line of text without its end, or any bytes.
         headers: More header lines.
         head_only: Leave the body out, for HEAD.
+        content_type: What the body is.
     """
-    content = f"{body}\n".encode()
+    content = body if isinstance(body, bytes) else f"{body}\n".encode()
     lines = [
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-        "Content-Type: text/plain; charset=utf-8",
+        f"Content-Type: {content_type}",
         f"Content-Length: {len(content)}",
         "Cache-Control: no-store",
         "Connection: close" if status != 426 else "Connection: close, Upgrade",

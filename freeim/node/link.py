@@ -36,6 +36,7 @@ class RedisLink(asyncio.Protocol):
         on_message: Gets the payload of each message on a subscribed channel; see `RespStream`.
         on_invalidate: Gets the invalidated keys, or None for all of them.
         on_received: Called after each slice of what Redis sent has been handled: False where there is more of it.
+        on_error: Gets each reply that is an error, before whoever sent the command.
         on_lost: Called once, with the reason, when the connection ends by itself.
         gate: Asked before each chunk; where it returns False the chunk is the gate's to keep (see `feed`).
     """
@@ -46,6 +47,7 @@ class RedisLink(asyncio.Protocol):
         on_message: Callable[[bytes], Callable[[], Any] | None] | None = None,
         on_invalidate: Callable[[list[bytes] | None], None] | None = None,
         on_received: Callable[[bool], None] | None = None,
+        on_error: Callable[[Exception], None] | None = None,
         on_lost: Callable[[Exception], None] | None = None,
         gate: Callable[[bytes], bool] | None = None,
     ) -> None:
@@ -56,6 +58,7 @@ class RedisLink(asyncio.Protocol):
         self._on_message = on_message or _ignore
         self._on_invalidate = on_invalidate or _ignore
         self._on_received = on_received
+        self._on_error = on_error
         self._on_lost = on_lost
         self._gate = gate
         self._subscribed: asyncio.Future[None] | None = None
@@ -65,7 +68,9 @@ class RedisLink(asyncio.Protocol):
 
     def _new_stream(self, push_type: type) -> RespStream:
         reader = hiredis.Reader(notEnoughData=RespStream.NOTHING)
-        return RespStream(reader, push_type, self._on_message, self._on_invalidate, self._on_push)
+        return RespStream(
+            reader, push_type, self._on_message, self._on_invalidate, self._on_push, on_error=self._on_error
+        )
 
     @property
     def alive(self) -> bool:

@@ -6,19 +6,22 @@ import asyncio
 import contextlib
 import logging
 import socket
+from dataclasses import replace
 from importlib.metadata import version
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import hiredis
 
 from freeim._core import Message
 from freeim.config import Options
+from freeim.config_checks import join_bind
 from freeim.embedded.join import EmbeddedRedis, join_in_thread
 from freeim.envelope import direct, direct_tail, receipt_text
-from freeim.errors import NodeReplaced
+from freeim.errors import ConfigError, NodeReplaced
 from freeim.names import Names, connect_url, default_prefix, owners, parse_client_id
 from freeim.node.accept import Acceptor, listen
+from freeim.node.admin import Admin
 from freeim.node.burial import Burier
 from freeim.node.bus import Bus
 from freeim.node.connections import Connections
@@ -29,9 +32,14 @@ from freeim.node.presence import Presence, refuses_writes
 from freeim.node.redis_watch import RedisWatch
 from freeim.node.sentinel import ask_sentinels
 from freeim.node.session import Session, boot_time
+from freeim.node.tls import server_context
+from freeim.node.tls_gate import TlsGate
 from freeim.redis_url import RedisAddress, parse_redis_url
 
 log = logging.getLogger("freeim")
+
+ADMIN_BACKLOG: Final = 16
+"""Scrapes that may wait to be accepted."""
 
 RELEASE_TIMEOUT = 3.0
 """Seconds that a stopping node gives Redis for the last words."""
@@ -54,6 +62,7 @@ class Node:
         self.options = options if options is not None else Options()
         self._barrier = barrier
         self._sock: socket.socket | None = None
+        self._admin: Admin | None = None
         self._embedded: EmbeddedRedis | None = None
         self._end: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -67,8 +76,8 @@ class Node:
         """Listen, connect to Redis, take the node's name, and accept connections.
 
         Raises:
-            ConfigError: The options contradict what other nodes registered, the name has a living owner, or no Redis is
-                named and none can be started.
+            ConfigError: The options contradict what other nodes registered, the name has a living owner, no Redis is
+                named and none can be started, or the address of the metrics cannot be bound.
             RedisUnavailable: Redis cannot be reached.
             OSError: The address cannot be bound.
         """
@@ -78,6 +87,7 @@ class Node:
         host, port = self.options.address
         self._sock = listen(host, port, self.options.backlog, self.options.send_buffer)
         try:
+            self._listen_for_admin()
             # With port 0 the name becomes known only now.
             self.options = options = self.options.for_worker(0, port=self._sock.getsockname()[1])
             assert options.node is not None
@@ -104,18 +114,42 @@ class Node:
             self._master_watch = MasterWatch(self._session, self._find_redis if self._redis_url else None)
             self._burier = Burier(self._session, names, self._presence.epoch, self._presence.bury)
             self._connections.router = self._bus.router
+            tls = server_context(options)
+            gate = None if tls is None else TlsGate(tls, self._connections, options.handshake_timeout)
             self._acceptor = Acceptor(
-                self._sock, lambda: Handshake(self._connections), self._connections.fanout.backlog
+                self._sock, lambda: Handshake(self._connections), self._connections.fanout.backlog, gate
             )
             self._connections.on_closed = self._acceptor.closed
+            self._acceptor.check_capacity(options.max_connections)
             await self._session.start(self._take)
+            if self._admin is not None:
+                await self._admin.start()
         except BaseException:
             self._sock.close()
             self._sock = None
+            if self._admin is not None:
+                self._admin.close()
             self._leave_embedded()
             raise
         self._connections.start()
         self._acceptor.start()
+
+    def _listen_for_admin(self) -> None:
+        address = self.options.admin_address
+        if address is None:
+            return
+        from freeim.node.metrics import Metrics  # it brings much along that nobody else needs
+
+        try:
+            sock = listen(*address, ADMIN_BACKLOG, 0)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {self.options.admin_bind} for the metrics: {error.strerror or error}; "
+                "choose another --admin-bind",
+                "admin_bind",
+            ) from error
+        self.options = replace(self.options, admin_bind=join_bind(address[0], sock.getsockname()[1]))
+        self._admin = Admin(sock, Metrics(self).page)
 
     async def _take(self) -> None:
         await self._master_watch.connected()
@@ -145,6 +179,8 @@ class Node:
         finally:  # also where the stop is cancelled
             self._acceptor.close()
             sock.close()
+            if self._admin is not None:
+                self._admin.close()
             await asyncio.gather(self._master_watch.stop(), self._burier.stop(), return_exceptions=True)
             for task in self._tasks:
                 task.cancel()
@@ -152,6 +188,17 @@ class Node:
                 await asyncio.gather(self._session.stop(), *self._tasks, return_exceptions=True)
             finally:
                 self._leave_embedded()
+
+    def reload_tls(self) -> None:
+        """Read the certificate and its key again; connections that stand keep theirs. Does nothing without TLS.
+
+        Raises:
+            ConfigError: They cannot be used. The node goes on with those it has.
+        """
+        context, gate = server_context(self.options), self._acceptor.gate
+        if context is not None and gate is not None:
+            gate.context = context
+            log.info("read the TLS certificate %s again; new connections get it", self.options.tls_cert)
 
     async def _locate_redis(self) -> RedisAddress:
         """Return where Redis is. The embedded one is joined again: what we had joined may have come to its end."""
@@ -213,25 +260,32 @@ class Node:
         """What terminals connect to, without the token."""
         return connect_url(self.name, self.options.public_url, self.options.path, "").removesuffix("?token=")
 
+    @property
+    def metrics_url(self) -> str | None:
+        """Where its metrics are served, or None where ``admin_bind`` is off."""
+        return None if self._admin is None else f"http://{self.options.admin_bind}/metrics"
+
     def banner(self) -> str:
         """Return a few lines that say what runs where."""
         options = self.options
         redis = self._session.place
         if self._embedded is not None:
             redis = f"embedded {self._embedded.name} at {redis} (keeps nothing on disk)"
+        capacity = min(self._acceptor.capacity, options.max_connections or self._acceptor.capacity)
         membership = "by client, with CLIENT TRACKING"
         if not self._session.tracking:
             membership = f"by channel, as FreeIM does it ({self._session.tracking_refused})"
         return "\n".join(
             [
                 f"freeim {version('freeim')}: node {self.name}",
-                f"  listens on   {options.bind}",
+                f"  listens on   {options.bind}{' (TLS)' if options.tls_cert is not None else ''}",
                 f"  connect URL  {self.url}?token=...",
                 f"  nodes        {', '.join(self.nodes)}",
                 f"  Redis        {redis}",
                 f"  names        begin with {self._names.prefix}, {options.ids} ids",
                 f"  membership   {membership}",
-                f"  connections  up to {self._acceptor.capacity:,} ({self._acceptor.limit:,} descriptors)",
+                f"  metrics      {self.metrics_url or 'off'}",
+                f"  connections  up to {capacity:,} ({self._acceptor.limit:,} descriptors)",
             ]
         )
 
@@ -269,6 +323,8 @@ class Node:
         self._bus.tell_losses()
         self._connections.tell_rest()
         self._presence.tell_rest()
+        if self._acceptor.gate is not None:
+            self._acceptor.gate.tell_rest()
 
     async def _renew(self) -> bool:
         """Renew the lease. True where it had ended or could not be renewed, so that everything is to be compared."""

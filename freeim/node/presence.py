@@ -140,6 +140,7 @@ class Presence:
         """
         names = self._names
         self._beats += 1
+        self._session.probe_sent(self._beats)
         reply = await self._session.run_and_wait(
             load_script("beat"),
             [

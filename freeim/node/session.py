@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 import hiredis
 
 from freeim.errors import FreeImError, RedisUnavailable
+from freeim.node.histogram import Histogram
 from freeim.node.link import Callback, LinkLost, RedisLink
 from freeim.redis_url import RedisAddress
 from freeim.scripts import Script
@@ -30,6 +33,8 @@ RECOVERY_LIMIT: Final = 30.0
 """Seconds for connecting and comparing everything with Redis; then it is tried again from the start."""
 MAX_BACKOFF: Final = 5.0
 """Seconds between two attempts to connect, at most: a lease is not to run out because of our own patience."""
+
+_ERROR_CODE: Final = re.compile(r"[A-Z]{2,20}\b")
 
 # Linux stops CLOCK_MONOTONIC while the machine sleeps; a lease in Redis goes on.
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -79,6 +84,10 @@ class Session:
         self.refused = ""
         """Why Redis refuses to write, where it does; what is published is heard nevertheless."""
         self.gaps = 0
+        self.errors = Counter({"connection": 0})
+        """Error replies of Redis by code; and connections lost, or attempts to connect that failed."""
+        self.round_trip = Histogram()
+        """From the sending of a probe to its arrival."""
         self.place = "a place that is not known yet"
         """Where Redis is, without user or password."""
         self._locate = locate
@@ -91,6 +100,8 @@ class Session:
         self._held: list[bytes] | None = None
         self._last_beat = 0.0
         self._last_probe = 0.0
+        self._probes: dict[bytes, float] = {}
+        """Probes under way, and when they were sent."""
         self._beat_asked = asyncio.Event()
 
     # ---- commands
@@ -195,6 +206,7 @@ class Session:
         self.problem = str(reason)
         self._held = None
         self._drop()
+        self.errors["connection"] += 1
         if was_up:
             self.gaps += 1
             log.warning("Redis lost (%s); the connections stay, and are served again once it is back", reason)
@@ -210,11 +222,24 @@ class Session:
         """Beat without waiting for the next turn."""
         self._beat_asked.set()
 
-    def probe_seen(self) -> None:
+    def probe_sent(self, number: int) -> None:
+        """The node is about to publish a probe."""
+        self._probes[b"%d" % number] = boot_time()
+
+    def probe_seen(self, number: bytes) -> None:
         """The node has heard its own probe: the bus is alive."""
-        self._last_probe = boot_time()
+        self._last_probe = now = boot_time()
+        sent = self._probes.pop(number, None)
+        if sent is not None:
+            self.round_trip.observe(now - sent)
+
+    def _count_error(self, error: Exception) -> None:
+        code = _ERROR_CODE.match(str(error))
+        if code is None or code[0] != "NOSCRIPT":  # that one is no failure: the script is sent
+            self.errors[code[0] if code else "ERR"] += 1
 
     def _drop(self) -> None:
+        self._probes.clear()
         reader, self._reader = self._reader, None
         writer, self._writer = self._writer, None
         for link in (reader, writer):
@@ -229,10 +254,11 @@ class Session:
             on_message=self._user.on_message,
             on_invalidate=self._user.on_invalidate,
             on_received=self._user.on_received,
+            on_error=self._count_error,
             on_lost=self.lose,
             gate=self._admit,
         )
-        writer = self._writer = RedisLink(on_lost=self.lose)
+        writer = self._writer = RedisLink(on_error=self._count_error, on_lost=self.lose)
         await reader.connect(address)
         await writer.connect(address)
         if self._lost.done():
@@ -279,6 +305,8 @@ class Session:
                     await self._user.recover()
             except (OSError, TimeoutError, hiredis.HiredisError, FreeImError) as error:
                 self.problem = f"Redis at {self.place}: {_explain(error)}"
+                if self._lost is not None and not self._lost.done():  # else `lose` has counted it
+                    self.errors["connection"] += 1
                 self._drop()
                 continue
             if self._lost is None or self._lost.done():

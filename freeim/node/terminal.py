@@ -61,7 +61,7 @@ class Terminal(asyncio.Protocol):
         transport: The transport that the handshake had.
     """
 
-    __slots__ = ("_broken", "_connections", "_reader", "_transport", "connection", "ping_slot")
+    __slots__ = ("_connections", "_deaf", "_reader", "_transport", "connection", "ping_slot")
 
     def __init__(self, connections: Connections, connection: Connection, transport: asyncio.Transport) -> None:
         self.connection = connection
@@ -69,16 +69,19 @@ class Terminal(asyncio.Protocol):
         self._connections = connections
         self._transport = transport
         self._reader: FrameReader | None = None
-        self._broken = False
+        self._deaf = False
 
     def start(self, key: str, rest: bytes) -> None:
         """Answer with the 101 and go on with the bytes that came after the request."""
         raw = self._transport
-        # From here on the transport reports every queued byte, so that no direct send overtakes one.
-        raw.set_write_buffer_limits(high=0)
+        secure = raw.get_extra_info("sslcontext") is not None
+        # From here on the transport reports every queued byte, so that no direct send overtakes one. One of TLS says
+        # so of its high-water mark itself, the others of what is above it.
+        raw.set_write_buffer_limits(high=1 if secure else 0)
         raw.set_protocol(self)
         raw.write(switching_protocols(key))
-        self.connection.attach_transport(raw, raw.get_extra_info("socket").fileno())
+        # What goes through TLS cannot be sent past it.
+        self.connection.attach_transport(raw, -1 if secure else raw.get_extra_info("socket").fileno())
         self._connections.opened(self)
         if rest:
             self.data_received(rest)
@@ -86,12 +89,16 @@ class Terminal(asyncio.Protocol):
     # ---- asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        if not self._connections.admission.count(self, len(data)):
+            self.fail(CloseCode.MESSAGE_TOO_BIG, "too much sent in a second")
+            return
         if self._reader is None:
             if self._read_usual(data):
                 return
             self._reader = FrameReader(self, self._connections.options.max_inbound)
-        if not self._broken:
-            self._reader.feed(data)
+        self._reader.feed(data)
 
     def _read_usual(self, data: bytes) -> bool:
         """Read what is one usual frame; False where it is anything else."""
@@ -123,13 +130,14 @@ class Terminal(asyncio.Protocol):
     # ---- what a FrameReader finds
 
     @property
-    def broken(self) -> bool:
-        """Whether the peer broke the protocol: whatever it still sends means nothing."""
-        return self._broken
+    def deaf(self) -> bool:
+        """Whether the peer has closed or broken the protocol: whatever it still sends means nothing."""
+        return self._deaf
 
     def closed_by_peer(self, code: int) -> None:
         """The peer sent its Close frame: answer, and end the connection."""
-        self._connections.close(self.connection, code)
+        self._deaf = True
+        self._connections.close(self.connection, code, by="terminal")
         self.connection.flush_now()
         self._transport.close()
 
@@ -139,7 +147,7 @@ class Terminal(asyncio.Protocol):
 
     def fail_with(self, frame: bytes, code: int, reason: str) -> None:
         """Close because of what the peer sent, with a Close frame that exists already."""
-        self._broken = True
+        self._deaf = True
         if not self.connection.closing:
             self._connections.broken(self.connection, code, reason)
         self._connections.close(self.connection, code, frame=frame)
@@ -156,13 +164,14 @@ class FrameReader(WSListener):
         max_inbound: Bytes of a message.
     """
 
-    __slots__ = ("_max_inbound", "_message_size", "_protocol", "_terminal")
+    __slots__ = ("_fault", "_max_inbound", "_message_size", "_protocol", "_terminal")
 
     def __init__(self, terminal: Terminal, max_inbound: int) -> None:
         super().__init__()
         self._terminal = terminal
         self._max_inbound = max_inbound
         self._message_size = -1  # bytes of the fragmented message so far; -1 between messages
+        self._fault = b""  # picows's Close frame for what it found wrong
         self._protocol: Any = WSProtocol(
             None,  # host_port
             None,  # ws_path
@@ -186,12 +195,15 @@ class FrameReader(WSListener):
     def feed(self, data: bytes) -> None:
         """Read bytes that came from the terminal."""
         protocol = self._protocol
-        while data and not self._terminal.broken:
+        while data and not self._terminal.deaf:
             buffer = protocol.get_buffer(-1)
             size = min(len(buffer), len(data))
             buffer[:size] = data[:size]
             data = data[size:]
             protocol.buffer_updated(size)
+            if self._fault and not self._terminal.deaf:
+                code, reason = int.from_bytes(self._fault[2:4], "big"), self._fault[4:].decode("utf-8", "replace")
+                self._terminal.fail_with(self._fault, code, reason)
 
     def end(self) -> None:
         """The connection is gone. Without this the protocol and this reader would keep each other."""
@@ -202,7 +214,7 @@ class FrameReader(WSListener):
 
     def on_ws_frame(self, _transport: WSTransport, frame: WSFrame) -> None:
         terminal = self._terminal
-        if terminal.broken:
+        if terminal.deaf:
             return
         terminal.connection.awaiting_pong = False
         kind = frame.msg_type
@@ -245,10 +257,10 @@ class FrameReader(WSListener):
         return 1  # never 0: picows must not use the descriptor on its own
 
     def write(self, data: bytes | bytearray) -> None:
-        # Beside the 101, which was sent long ago, picows writes by itself only what it found wrong: code and reason.
-        if not self._terminal.broken and len(data) >= 4 and data[0] == 0x80 | OP_CLOSE:
-            reason = bytes(data[4:]).decode("utf-8", "replace")
-            self._terminal.fail_with(bytes(data), int.from_bytes(data[2:4], "big"), reason)
+        # Beside the 101, which was sent long ago, picows writes by itself only what it found wrong: code and reason. It
+        # parses one frame ahead, so the frame before the wrong one has not been looked at yet.
+        if len(data) >= 4 and data[0] == 0x80 | OP_CLOSE:
+            self._fault = bytes(data)
 
     def close(self) -> None:
         """Ignored: the node closes, in its own order and time."""

@@ -36,6 +36,9 @@ class Deadlines(Generic[T]):
     def __len__(self) -> int:
         return len(self._due)
 
+    def __contains__(self, thing: T) -> bool:
+        return thing in self._due
+
     def things(self) -> Iterable[T]:
         """Return everything that has not finished."""
         return list(self._due)

@@ -40,6 +40,7 @@ def test_the_defaults_are_those_that_are_promised() -> None:
         "node": None,
         "nodes": (),
         "public_url": None,
+        "admin_bind": "127.0.0.1:0",
         "redis_url": None,
         "embedded": False,
         "redis_password_file": None,
@@ -51,6 +52,16 @@ def test_the_defaults_are_those_that_are_promised() -> None:
         "takeover": False,
         "replace_nodes": False,
         "log_level": "info",
+        "log_format": "text",
+        "tls_cert": None,
+        "tls_key": None,
+        "trusted_proxies": (),
+        "origins": (),
+        "max_connections": 0,
+        "max_per_client": 0,
+        "per_client_policy": "reject",
+        "max_per_address": 0,
+        "handshakes_per_address": 0,
         "backlog": 4096,
         "ping_interval": 25.0,
         "ping_timeout": 10.0,
@@ -58,6 +69,7 @@ def test_the_defaults_are_those_that_are_promised() -> None:
         "close_timeout": 5.0,
         "max_head": 8192,
         "max_inbound": 4096,
+        "inbound_rate": 65536,
         "send_buffer": 65536,
         "queue_limit": 1024 * 1024,
         "node_queue_limit": 256 * 1024 * 1024,
@@ -91,6 +103,38 @@ def test_the_bind_address_is_host_and_port(bind: str, address: tuple[str, int]) 
 )
 def test_a_bind_address_of_another_form_is_refused(bind: str) -> None:
     assert refused(bind=bind).startswith("bind must be HOST:PORT")
+
+
+@pytest.mark.parametrize("text", [*NOT_HOST_AND_PORT, "OFF", "on"])
+def test_an_address_for_the_metrics_of_another_form_is_refused(text: str) -> None:
+    assert (
+        refused(admin_bind=text) == f"admin_bind must be HOST:PORT (127.0.0.1:7001, [::1]:7001) or 'off', not {text!r}"
+    )
+
+
+def test_each_worker_serves_its_metrics_on_a_port_of_its_own() -> None:
+    options = Options(workers=3, admin_bind="[::1]:9101")
+    assert [options.for_worker(index).admin_bind for index in range(3)] == ["[::1]:9101", "[::1]:9102", "[::1]:9103"]
+    for same in ("127.0.0.1:0", "off"):
+        options = Options(workers=2, admin_bind=same)
+        assert [options.for_worker(index).admin_bind for index in range(2)] == [same, same]
+    assert Options(admin_bind="off").admin_address is None
+
+
+@pytest.mark.parametrize(("admin", "workers"), [(6001, 1), (6001, 4), (6004, 4), (5998, 4)])
+def test_ports_of_metrics_that_overlap_those_of_terminals_are_refused(admin: int, workers: int) -> None:
+    for host in ("127.0.0.1", "10.0.0.5", "0.0.0.0"):
+        said = refused(admin_bind=f"{host}:{admin}", workers=workers)
+        assert f"on port {admin}" in said
+        assert "choose another port for admin_bind" in said
+    for apart in (admin + 4, admin - 4):
+        if abs(apart - 6001) >= workers:
+            Options(admin_bind=f"127.0.0.1:{apart}", workers=workers)
+
+
+def test_ports_of_metrics_beyond_the_last_port_are_refused() -> None:
+    assert "would go beyond port 65535" in refused(admin_bind="127.0.0.1:65533", workers=4)
+    assert Options(admin_bind="127.0.0.1:65532", workers=4).for_worker(3).admin_bind == "127.0.0.1:65535"
 
 
 @pytest.mark.parametrize("node", ["", "a b", "a,b", "a\n", "a\x00", "{host}", "{", "a}", "{index"])

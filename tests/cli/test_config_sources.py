@@ -16,8 +16,13 @@ from freeim.errors import ConfigError
 SAMPLES: dict[str, Any] = {
     "bind": "0.0.0.0:7001",
     "node": "im-{index}",
+    "tls_cert": "/etc/ssl/im.example.com.pem",
+    "tls_key": "/etc/ssl/private/im.example.com.key",
+    "trusted_proxies": ("127.0.0.1", "10.0.0.0/8", "fd00::/8"),
+    "origins": ("https://app.example.com", "https://*.example.org:8443"),
     "nodes": ("10.0.0.1:6001", "127.0.0.1:6001"),
     "public_url": "wss://im.example.com/n{index}",
+    "admin_bind": "127.0.0.1:9101",
     "redis_url": "rediss://user:p%40ss@redis.example.com:6380/3",
     "redis_password_file": "/run/secrets/redis",
     "prefix": "{tag}im",

@@ -14,6 +14,7 @@ from freeim.config import Options
 from freeim.supervisor import merge_banners, next_pause
 from freeim.worker import pack, unpack_banner
 from tests.cli.command import Server, free_ports, is_running, run, run_program, wait_until_gone
+from tests.node.scrape import Scrape, fetch
 from tests.servers import RedisServer, free_port
 
 WORKERS = 3
@@ -40,6 +41,19 @@ def test_all_workers_serve_on_consecutive_ports_under_one_banner(redis_server: R
             assert f"127.0.0.1:{port + worker}" in banner
             assert accepts(port + worker)
         assert len(set(server.worker_ids(WORKERS))) == WORKERS
+
+
+def test_each_worker_has_its_own_metrics_at_its_own_port(redis_server: RedisServer) -> None:
+    first = free_ports(2 * WORKERS)
+    args = ["--bind", f"127.0.0.1:{first}", "--admin-bind", f"127.0.0.1:{first + WORKERS}"]
+    with Server(*args, "--workers", str(WORKERS), "--redis-url", redis_server.url) as server:
+        banner = server.banner()
+        for worker in range(WORKERS):
+            url = f"http://127.0.0.1:{first + WORKERS + worker}/metrics"
+            assert f"  metrics      {url}\n" in banner
+            page, _ = fetch(url)
+            ((node, _version),) = Scrape(page.decode()).labelled("node_info")
+            assert node == f"127.0.0.1:{first + worker}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

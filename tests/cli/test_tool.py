@@ -99,6 +99,20 @@ def test_a_listener_that_is_forced_offline_ends(redis_server: RedisServer) -> No
         assert listener.process.wait(10) == 0
 
 
+def test_a_listener_that_is_replaced_by_a_newer_login_leaves_it_alone(redis_server: RedisServer) -> None:
+    limits = ("--max-per-client", "1", "--per-client-policy", "replace-oldest")
+    with Server("--bind", f"127.0.0.1:{free_port()}", "--redis-url", redis_server.url, *limits) as node:
+        node.banner()
+        with Listener(redis_server, "5") as older:
+            older.says("connected")
+            with Listener(redis_server, "5") as newer:
+                newer.says("connected")
+                older.says(r"^\* replaced by a newer login$")
+                assert older.process.wait(10) == 0
+                send(redis_server, "send", "5", "hi")
+                assert newer.prints() == '"hi"'
+
+
 def test_a_listener_connects_again_with_a_fresh_token_and_is_in_its_channels_again(redis_server: RedisServer) -> None:
     command = ("--bind", f"127.0.0.1:{free_port()}", "--redis-url", redis_server.url)
     with Server(*command) as node:

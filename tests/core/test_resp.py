@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freeim._core import RespStream
+from freeim._core import BadStream, RespStream
 
 BLOBS = st.binary(max_size=40)
 Call = tuple[str, Any]
@@ -148,6 +148,25 @@ def test_what_is_not_resp_is_a_protocol_error(garbage: bytes) -> None:
     with pytest.raises(hiredis.ProtocolError):
         log.stream.receive(garbage)
     assert log.calls == []
+
+
+@pytest.mark.parametrize("garbage", [b"%1\r\n%1\r\n+a\r\n:1\r\n:1\r\n", b"*4611686018427387904\r\n"])
+def test_a_reply_that_no_object_can_be_made_of_is_a_bad_stream(garbage: bytes) -> None:
+    log = Log()
+    log.expect(1)
+    with pytest.raises((BadStream, hiredis.ProtocolError)):
+        log.stream.receive(garbage)
+    assert log.calls == []
+
+
+def test_an_error_of_a_callback_is_no_error_of_the_stream() -> None:
+    def broken(_: object) -> None:
+        raise TypeError("ours")
+
+    log = Log()
+    log.stream.waiting.append(broken)
+    with pytest.raises(TypeError, match="ours"):
+        log.stream.receive(b":1\r\n")
 
 
 def test_what_one_slice_of_time_does_not_suffice_for_is_handed_on_by_the_next_calls_in_order() -> None:

@@ -1,1 +1,1 @@
-"""Every input path under random bytes. ``make fuzz`` runs these for much longer, with the profile ``fuzz``."""
+"""Every input path under random bytes: property tests, and fuzzing under AddressSanitizer (`python -m tests.fuzz`)."""

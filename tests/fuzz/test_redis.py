@@ -24,6 +24,7 @@ pieces = st.sampled_from(
         b">1\r\n:1\r\n",
         b">0\r\n",
         b"*0\r\n",
+        b"%1\r\n%1\r\n+a\r\n:1\r\n:1\r\n",
         b">2\r\n$7\r\nmessage\r\n$1\r\nc\r\n",
     ]
 ) | st.binary(max_size=12)

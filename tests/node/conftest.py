@@ -17,8 +17,13 @@ ON_BOTH_TRANSPORTS = {
     "test_closing",
     "test_handshake",
     "test_health",
+    "test_limits",
+    "test_metrics",
+    "test_origins",
+    "test_proxies",
     "test_refused",
     "test_slow_terminals",
+    "test_tls",
 }
 
 

@@ -302,7 +302,7 @@ class Running:
         """Wait until the node has heard all that was published on its channel so far."""
         heard = asyncio.Event()
         probe = self.node._session.probe_seen
-        self.node._session.probe_seen = heard.set  # type: ignore[method-assign]
+        self.node._session.probe_seen = lambda _number: heard.set()  # type: ignore[assignment,method-assign]
         try:
             self.publish("__FreeIM__(Probe)0")
             await bounded(heard.wait())

@@ -116,7 +116,7 @@ async def test_a_broken_rule_closes_that_connection_with_the_right_code(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     data, code = BROKEN[what]
-    async with running(redis_server, **NEVER_CUT) as run, run.events() as events:
+    async with running(redis_server, inbound_rate=0, **NEVER_CUT) as run, run.events() as events:
         other = await run.connect(2)
         for way in ("at once", "with the request", "in pieces"):
             listen(caplog)
@@ -211,6 +211,14 @@ async def test_a_client_whose_other_connection_broke_the_rules_stays_online(redi
         await only_is_left(run, good)
         run.publish(channel_message("room", "in the room"))
         assert await good.fence() == ['"in the room"']
+
+
+async def test_what_came_before_a_broken_frame_in_the_same_read_is_still_answered(redis_server: RedisServer) -> None:
+    async with running(redis_server, **NEVER_CUT) as run:
+        raw = await run.raw_client(1)
+        raw.send(frame(PING, b"1") + frame(PING, b"2") + frame(3))
+        assert [await raw.frame() for _ in range(2)] == [(PONG, b"1"), (PONG, b"2")]
+        assert (await raw.closed_with())[0] == 1002
 
 
 # ---- what is allowed
@@ -334,6 +342,20 @@ async def test_a_close_with_a_code_is_answered_with_that_code(
             raw.close()
         await only_is_left(run, other)
         assert told(caplog) == [], "a goodbye is no news"
+
+
+@pytest.mark.parametrize("late", [frame(CLOSE, close_payload(1001)), frame(3), frame(TEXT, masked=False)])
+async def test_what_follows_a_close_in_the_same_read_changes_neither_the_code_nor_the_log(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture, late: bytes
+) -> None:
+    async with running(redis_server, **NEVER_CUT) as run:
+        listen(caplog)
+        raw = await run.raw_client(1)
+        raw.send(frame(CLOSE, close_payload(1000)) + late)
+        assert await raw.closed_with() == (1000, "")
+        raw.close()
+        await until(lambda: run.node._connections.accepted == 0)
+        assert told(caplog) == []
 
 
 async def test_a_close_in_the_middle_of_a_fragmented_message_is_answered(redis_server: RedisServer) -> None:

@@ -200,7 +200,7 @@ async def test_a_channel_that_chan_does_not_confirm_is_dropped_at_the_opening(re
 
 
 async def test_frames_that_come_right_behind_the_request_are_answered(redis_server: RedisServer) -> None:
-    async with running(redis_server) as run:
+    async with running(redis_server, inbound_rate=0) as run:
         raw = await run.raw_client(1, frame(9, b"early") + frame(1, b"ignored") + frame(9, b"bird"))
         assert await raw.frame() == (10, b"early")
         assert await raw.frame() == (10, b"bird")

@@ -21,8 +21,8 @@ from tests.servers import RedisServer
 class _EachItemIsASlice:
     NOTHING = RespStream.NOTHING
 
-    def __new__(cls, *args: Any) -> Any:
-        return RespStream(*args, slice_ms=0)  # type: ignore[misc]  # mypy takes args for all of them
+    def __new__(cls, *args: Any, **more: Any) -> Any:
+        return RespStream(*args, **more, slice_ms=0)  # type: ignore[misc]  # mypy takes args for all of them
 
 
 @pytest.fixture(autouse=True)

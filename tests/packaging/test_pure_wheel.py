@@ -32,7 +32,7 @@ def pure(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     venv = EmptyVenv(tmp_path_factory.mktemp(request.param) / "venv")
     venv.install("--no-deps", wheel)
     venv.install(floor_of("redis") if request.param == "lowest" else "redis")
-    for module in ("hiredis", "uvloop", "picows", "freeim._core"):
+    for module in ("hiredis", "uvloop", "picows", "prometheus_client", "freeim._core"):
         assert venv.run("python", "-c", f"import {module}").returncode == 1
     return venv
 

@@ -1,0 +1,1 @@
+"""The Autobahn testsuite against a node: ``make autobahn``."""
