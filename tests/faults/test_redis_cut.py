@@ -68,7 +68,7 @@ async def test_packets_that_are_lost_for_some_seconds_are_no_gap_and_nothing_is_
             began = time.monotonic()
             with pytest.raises(RedisUnavailable, match="did not answer in time"):
                 await asyncio.to_thread(helper.has_online, 1)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 8
             await asyncio.sleep(2)
             back = time.monotonic()
             proxy.thaw()

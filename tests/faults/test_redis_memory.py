@@ -8,7 +8,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from freeim import ImHelper, RedisUnavailable
-from tests.faults.outage import ASK, GO_ON_SECONDS, served_again
+from tests.faults.outage import ASK, served_again
 from tests.node.harness import direct, event, running, told, until
 from tests.node.test_reconcile import ALL_EVENTS, cut, deliver_to, gap, memberships, on_call, three_connections
 from tests.servers import RedisServer
@@ -29,7 +29,7 @@ async def test_without_memory_messages_go_on_and_nobody_can_connect_or_join(
             await events.heard()
             token = run.token(9, seconds=60)
             redis.command("CONFIG", "SET", "maxmemory", 1)
-            await until(lambda: run.node._session.refused, "a beat was refused", GO_ON_SECONDS)
+            await until(lambda: run.node._session.refused, "a beat was refused", 30)
             status, _, body = await run.http(ASK)
             assert status == 503
             assert b"Redis refuses to write: " in body
@@ -64,7 +64,7 @@ async def test_without_memory_messages_go_on_and_nobody_can_connect_or_join(
             assert all(peer.is_open for peer in peers)
 
             redis.command("CONFIG", "SET", "maxmemory", 0)
-            await until(lambda: not run.node._session.refused, "a beat was answered", GO_ON_SECONDS)
+            await until(lambda: not run.node._session.refused, "a beat was answered", 30)
             assert (await run.http(ASK))[0] == 200
             nine = await run.connect_with(token, 9)
             assert await nine.fence() == []
@@ -84,7 +84,7 @@ async def test_what_closed_during_a_gap_without_memory_is_taken_out_once_there_i
         first, second, third = await three_connections(run)
         await events.heard()
         own_redis_server.command("CONFIG", "SET", "maxmemory", 1)
-        await until(lambda: run.node._session.refused, "a beat was refused", GO_ON_SECONDS)
+        await until(lambda: run.node._session.refused, "a beat was refused", 30)
         async with gap(run, lambda: cut(run)):
             await first.close()
             await until(lambda: len(run.node._connections.living) == 2)

@@ -18,7 +18,7 @@ def raises_in_time(helper: ImHelper) -> None:
     began = time.monotonic()
     with pytest.raises(RedisUnavailable, match="did not answer in time"):
         helper.send_message(0, 1, "x")
-    assert 1.5 < time.monotonic() - began < 5
+    assert 1.5 < time.monotonic() - began < 8
 
 
 @pytest.mark.parametrize("seconds", [10, pytest.param(18, marks=pytest.mark.slow, id="longer than the lease")])

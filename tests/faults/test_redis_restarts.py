@@ -20,7 +20,7 @@ def raises_in_time(helper: ImHelper) -> None:
     began = time.monotonic()
     with pytest.raises(RedisUnavailable, match="Redis cannot be reached"):
         helper.send_message(0, 1, "x")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 8
 
 
 # After 5 s the pauses between attempts have reached their limit.
