@@ -115,8 +115,9 @@ class Options:
     redis_url: str | None = _option(
         None,
         REDIS,
-        "redis://user:password@host:port/db, the same with rediss:// (TLS), or unix:///path/to/socket?db=0. Left out, "
-        "it is the embedded Redis: a private server of this user, started where none runs.",
+        "redis://user:password@host:port/db, the same with rediss:// (TLS), unix:///path/to/socket?db=0, or "
+        "redis+sentinel://user:password@host:port,host:port/service. Left out, it is the embedded Redis: a private "
+        "server of this user, started where none runs.",
         metavar="URL",
         secret=True,
     )

@@ -31,9 +31,9 @@ class ImHelper:
     `RedisUnavailable` when Redis cannot be reached or does not answer.
 
     Args:
-        redis: A URL (``redis://``, ``rediss://``, ``unix://``); or a ``redis.Redis``, which keeps its own policy for
-            timeouts and retries and is never closed. By default the variable ``FREEIM_REDIS_URL``, else the embedded
-            Redis that a node of the same user runs with.
+        redis: A URL (``redis://``, ``rediss://``, ``unix://``, ``redis+sentinel://``); or a ``redis.Redis``, which
+            keeps its own policy for timeouts and retries and is never closed. By default the variable
+            ``FREEIM_REDIS_URL``, else the embedded Redis that a node of the same user runs with.
         nodes: The names of all nodes, in the order that the nodes have them. By default the list that the nodes
             registered in Redis.
         ids: The kind of client id: ``"int"`` (FreeIM 2.x) or ``"guid"`` (FreeIM 1.x).

@@ -14,6 +14,8 @@ from typing import Any, Final
 import redis
 import redis.asyncio
 import redis.asyncio.retry
+import redis.asyncio.sentinel
+import redis.sentinel
 from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
@@ -22,11 +24,14 @@ from redis.retry import Retry
 from freeim.commands import Command
 from freeim.embedded.place import find
 from freeim.errors import ConfigError, RedisUnavailable
+from freeim.redis_url import SENTINEL_SCHEMES, RedisAddress, parse_redis_url
 
 RedisError: Final = exceptions.RedisError
 ResponseError: Final = exceptions.ResponseError
 
 CONNECT_SECONDS: Final = 1.0
+SENTINEL_SECONDS: Final = 0.5
+"""How long one Sentinel may take to be reached, and to answer; they are asked one after another."""
 
 _UNLIMITED: Final = 2**31 - 1
 
@@ -139,12 +144,109 @@ def redis_url(url: str | None) -> str | None:
     return url or os.environ.get("FREEIM_REDIS_URL") or None
 
 
+@cache
+def _watched(base: Any) -> Any:
+    """Return a connection class that asks Sentinels for the master each time it connects.
+
+    Not redis-py's own: its pool keeps connections to the Sentinels open that nobody closes.
+    """
+
+    class Watched(base):  # type: ignore[misc]
+        def __init__(self, *, sentinels: RedisAddress, **options: Any) -> None:
+            self._sentinels = sentinels
+            super().__init__(**options)
+
+        def connect(self) -> None:
+            if self._sock is None:
+                asking = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+                    list(self._sentinels.sentinels), sentinel_kwargs=_sentinel_options(self._sentinels, self.retry)
+                )
+                try:
+                    self.host, self.port = asking.discover_master(self._sentinels.service)  # type: ignore[no-untyped-call]
+                finally:
+                    for each in asking.sentinels:
+                        each.close()
+            super().connect()
+
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            try:
+                return super().read_response(*args, **options)
+            except exceptions.ReadOnlyError:
+                self.disconnect()  # it was a master: the next attempt asks again
+                raise
+
+    return Watched
+
+
+@cache
+def _watched_async(base: Any) -> Any:
+    """Return the same for asyncio."""
+
+    class Watched(base):  # type: ignore[misc]
+        def __init__(self, *, sentinels: RedisAddress, **options: Any) -> None:
+            self._sentinels = sentinels
+            super().__init__(**options)
+
+        async def connect(self) -> None:
+            if not self.is_connected:
+                asking = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+                    list(self._sentinels.sentinels), sentinel_kwargs=_sentinel_options(self._sentinels, self.retry)
+                )
+                try:
+                    self.host, self.port = await asking.discover_master(self._sentinels.service)
+                finally:
+                    for each in asking.sentinels:
+                        await each.aclose()
+            await super().connect()
+
+        async def read_response(self, *args: Any, **options: Any) -> Any:
+            try:
+                return await super().read_response(*args, **options)
+            except exceptions.ReadOnlyError:
+                await self.disconnect()
+                raise
+
+    return Watched
+
+
+def _sentinel_options(address: RedisAddress, retry: Any) -> dict[str, Any]:
+    """Return how to connect to the Sentinels of a URL."""
+    return {
+        "socket_connect_timeout": SENTINEL_SECONDS,
+        "socket_timeout": SENTINEL_SECONDS,
+        "retry": retry,
+        "protocol": 2,
+        "username": address.sentinel_username,
+        "password": address.sentinel_password,
+        "ssl": address.tls,
+    }
+
+
+def _master_options(address: RedisAddress) -> dict[str, Any]:
+    """Return how to connect to the master that the Sentinels of a URL name."""
+    return {
+        "sentinels": address,
+        "username": address.username,
+        "password": address.password,
+        "db": address.database,
+    }
+
+
+def _sentinel_address(url: str | None) -> RedisAddress | None:
+    """Return what a URL says about Sentinels; None where it names none."""
+    return parse_redis_url(url) if url is not None and url.startswith(SENTINEL_SCHEMES) else None
+
+
 def open_sync(url: str | None, timeout: float) -> redis.Redis:
     """Make a client of our own; no I/O. Options in the URL's query win over ours."""
     options = _manners(timeout, Retry(NoBackoff(), 0))
     pool: Any
     if url is None:
         pool = redis.ConnectionPool(EmbeddedConnection, max_connections=_UNLIMITED, **options)
+    elif (address := _sentinel_address(url)) is not None:
+        kind = _watched(redis.SSLConnection if address.tls else redis.Connection)
+        options |= _master_options(address)
+        pool = redis.ConnectionPool(kind, max_connections=_UNLIMITED, **options)
     else:
         pool = redis.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
     pool.connection_class = _marking(pool.connection_class)
@@ -157,6 +259,10 @@ def open_async(url: str | None, timeout: float) -> redis.asyncio.Redis:
     pool: Any
     if url is None:
         pool = redis.asyncio.ConnectionPool(AsyncEmbeddedConnection, max_connections=_UNLIMITED, **options)
+    elif (address := _sentinel_address(url)) is not None:
+        kind = _watched_async(redis.asyncio.SSLConnection if address.tls else redis.asyncio.Connection)
+        options |= _master_options(address)
+        pool = redis.asyncio.ConnectionPool(kind, max_connections=_UNLIMITED, **options)
     else:
         pool = redis.asyncio.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
     pool.connection_class = _marking_async(pool.connection_class)

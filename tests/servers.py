@@ -176,6 +176,9 @@ class RedisServer:
                 try:
                     wire("PING")
                 except ServerError as error:
+                    if str(error).startswith("LOADING"):
+                        time.sleep(0.01)
+                        continue
                     if not str(error).startswith("NOAUTH"):
                         raise
                 return self

@@ -7,6 +7,8 @@
 
 local owner = redis.call('GET', KEYS[1])
 if owner and owner ~= ARGV[2] then return 'REPLACED' end
+-- First of all, so that a Redis without memory, which refuses the writes, does not look like one that is silent.
+redis.call('PUBLISH', KEYS[4], ARGV[4])
 local revived = redis.call('EXISTS', KEYS[2]) == 0
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[3])
@@ -15,5 +17,4 @@ if revived then
   redis.call('SET', KEYS[5], ARGV[5], 'NX')
   if ARGV[6] ~= '' then redis.call('HSET', KEYS[6], ARGV[1], ARGV[6]) end
 end
-redis.call('PUBLISH', KEYS[4], ARGV[4])
 return revived and 'REVIVED' or 'OK'

@@ -21,6 +21,7 @@ from freeim.node.http import Refusal, Request, token_of, websocket_key
 from freeim.node.presence import FENCED, USED, Presence
 from freeim.node.session import Session
 from freeim.node.sparse_log import SparseLog
+from freeim.node.state import tell_state
 from freeim.node.terminal import PING, Terminal, close_frame
 from freeim.node.timers import Deadlines, PingWheel
 
@@ -150,7 +151,7 @@ class Connections:
             Refusal: The request is answered with an error status.
         """
         if request.path in ("/health", "/ready"):
-            self._tell_state(handshake, request)
+            tell_state(handshake, request, self._session, draining=self.draining)
             return
         if request.path != self.options.path:
             raise Refusal(404, f"nothing is served here; the WebSocket endpoint is {self.options.path}")
@@ -160,20 +161,6 @@ class Connections:
         self._check_ready()
         handshake.token = token_of(request)
         self._session.send(lambda reply: self._token_read(handshake, reply), "GET", self._names.token(handshake.token))
-
-    def _tell_state(self, handshake: Handshake, request: Request) -> None:
-        if request.method not in ("GET", "HEAD"):
-            raise Refusal(405, "only GET is served here", "Allow: GET, HEAD")
-        if request.path == "/health":
-            handshake.answer(request, 200, "alive")
-        elif self.draining:
-            handshake.answer(request, 503, "draining: this node stops")
-        elif not self._session.up:
-            handshake.answer(request, 503, "the bus is lost: no connection to Redis")
-        elif not self._session.tracking:
-            handshake.answer(request, 200, "ready, without CLIENT TRACKING: channel messages cost a look-up each")
-        else:
-            handshake.answer(request, 200, "ready")
 
     def _check_room(self) -> None:
         limit = self.options.max_connections
@@ -194,6 +181,8 @@ class Connections:
             raise _stopping()
         if not self._session.up:
             raise Refusal(503, "no connection to Redis at the moment", "Retry-After: 1")
+        if self._session.refused:
+            raise Refusal(503, "Redis refuses to write at the moment", "Retry-After: 1")
 
     def _token_read(self, handshake: Handshake, reply: Any) -> None:
         if handshake.finished or handshake.transport is None:
@@ -279,7 +268,7 @@ class Connections:
             if reply == USED:
                 refusal = Refusal(401, "the token was used by another connection a moment ago")
             elif not isinstance(reply, ConnectionError):
-                log.warning("Redis refused to count a connection: %s", reply)
+                self._presence.warn(reply)
             self._refuse(handshake, refusal)
 
     def _replace_oldest(self, client: Client) -> None:

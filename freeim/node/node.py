@@ -22,13 +22,16 @@ from freeim.errors import ConfigError, NodeReplaced
 from freeim.names import Names, connect_url, default_prefix, owners, parse_client_id
 from freeim.node.accept import Acceptor, listen
 from freeim.node.admin import Admin
+from freeim.node.burial import Burier
 from freeim.node.bus import Bus
 from freeim.node.connections import Connections
 from freeim.node.handshake import Handshake
 from freeim.node.link import LinkLost
-from freeim.node.presence import Presence
+from freeim.node.master_watch import MasterWatch
+from freeim.node.presence import Presence, refuses_writes
 from freeim.node.redis_watch import RedisWatch
-from freeim.node.session import Session
+from freeim.node.sentinel import ask_sentinels
+from freeim.node.session import Session, boot_time
 from freeim.node.tls import server_context
 from freeim.node.tls_gate import TlsGate
 from freeim.redis_url import RedisAddress, parse_redis_url
@@ -90,6 +93,8 @@ class Node:
             assert options.node is not None
             self._names = names = Names(options.prefix or default_prefix(options.path, options.ids))
             self._session = Session(self._locate_redis, names.server(options.node), self)
+            if self._redis_url is not None:
+                self._session.place = parse_redis_url(self._redis_url).place
             self._presence = Presence(self._session, names, options)
             self._connections = Connections(options, names, self._session, self._presence)
             self._bus = Bus(
@@ -106,6 +111,8 @@ class Node:
             self.on_invalidate = self._bus.on_invalidate
             self.on_received = self._bus.on_received
             self._redis_watch = RedisWatch(self._session, self._bus)
+            self._master_watch = MasterWatch(self._session, self._find_redis if self._redis_url else None)
+            self._burier = Burier(self._session, names, self._presence.epoch, self._presence.bury)
             self._connections.router = self._bus.router
             tls = server_context(options)
             gate = None if tls is None else TlsGate(tls, self._connections, options.handshake_timeout)
@@ -145,6 +152,7 @@ class Node:
         self._admin = Admin(sock, Metrics(self).page)
 
     async def _take(self) -> None:
+        await self._master_watch.connected()
         await self._presence.take()
         self._bus.router.set_tracking(self._session.tracking)
         self._bus.router.open = True
@@ -173,6 +181,7 @@ class Node:
             sock.close()
             if self._admin is not None:
                 self._admin.close()
+            await asyncio.gather(self._master_watch.stop(), self._burier.stop(), return_exceptions=True)
             for task in self._tasks:
                 task.cancel()
             try:
@@ -194,11 +203,16 @@ class Node:
     async def _locate_redis(self) -> RedisAddress:
         """Return where Redis is. The embedded one is joined again: what we had joined may have come to its end."""
         if self._redis_url is not None:
-            return parse_redis_url(self._redis_url)
+            return await self._find_redis()
         joined = await join_in_thread()
         self._leave_embedded()
         self._embedded = joined
         return parse_redis_url(joined.url)
+
+    async def _find_redis(self) -> RedisAddress:
+        assert self._redis_url is not None
+        address = parse_redis_url(self._redis_url)
+        return await ask_sentinels(address) if address.sentinels else address
 
     def _leave_embedded(self) -> None:
         if self._embedded is not None:
@@ -285,8 +299,10 @@ class Node:
         compared = -1
         while compared != self._forgotten:  # Redis dropped its keys meanwhile: what was just put back is gone again
             compared = self._forgotten
+            await self._master_watch.connected()
             await self._renew()
-            await self._presence.reconcile(self._connections.living)
+            if not self._session.refused:
+                await self._presence.reconcile(self._connections.living)
             if compared == self._forgotten:
                 self._bus.reread_all(self._session.tracking)
                 self._connections.retry_fenced()
@@ -296,22 +312,41 @@ class Node:
         """Renew the lease; where the life had ended, compare presence."""
         if self._embedded is not None and not self._embedded.intact:
             raise LinkLost("the folder of the embedded Redis has been removed")
-        if await self._renew():
+        broken = await self._renew()
+        answered = boot_time()
+        if broken and not self._session.refused:
             await self._presence.reconcile(self._connections.living)
         self._connections.retry_fenced()
+        await self._master_watch.beat()
         await self._redis_watch.beat()
+        await self._burier.beat(answered, broken=broken)
         self._bus.tell_losses()
         self._connections.tell_rest()
+        self._presence.tell_rest()
         if self._acceptor.gate is not None:
             self._acceptor.gate.tell_rest()
 
     async def _renew(self) -> bool:
+        """Renew the lease. True where it had ended or could not be renewed, so that everything is to be compared."""
+        session = self._session
         try:
-            return await self._presence.beat()
+            revived = await self._presence.beat()
         except NodeReplaced as error:
             if self._end is not None and not self._end.done():
                 self._end.set_exception(error)
             return False
+        except hiredis.ReplyError as error:
+            if not refuses_writes(error):
+                raise
+            if not session.refused:
+                log.error("Redis refuses to write (%s): messages go on, but nobody can connect", error)
+            session.refused = str(error)
+            return True
+        if session.refused:
+            session.refused = ""
+            log.info("Redis writes again")
+            return True
+        return revived or not self._presence.complete
 
     # ---- what the bus asks
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import secrets
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -24,6 +25,7 @@ from freeim.errors import ConfigError, NodeReplaced
 from freeim.names import Names
 from freeim.node.link import LinkLost
 from freeim.node.session import BEAT_INTERVAL, Session
+from freeim.node.sparse_log import SparseLog
 from freeim.scripts import load_script
 
 log = logging.getLogger("freeim")
@@ -33,6 +35,13 @@ LEASE_MS: Final = int(3 * BEAT_INTERVAL * 1000)
 
 FENCED: Final = -2
 USED: Final = -3
+
+_REFUSES_WRITES: Final = re.compile(r"(?:^|.* -)(?:OOM|MISCONF|NOREPLICAS) ")
+"""The errors of a Redis that reads and publishes, but does not write: it has no memory left, could not save to its
+disk, or has too few replicas. Redis 6.2 puts the code of a script's error behind a text of its own."""
+
+WARNINGS_PER_MINUTE: Final = 20
+"""Log lines about updates that Redis refused; the rest of the minute is counted."""
 
 CLOSES_PER_SCRIPT: Final = 100
 """Connections that one script takes out: a longer one would keep Redis from everybody else."""
@@ -59,6 +68,9 @@ class Presence:
         self._name = options.node or ""
         self._beats = 0
         self._closes: list[int] = []
+        self.complete = True
+        """Whether the last comparison put everything back."""
+        self._refused_log = SparseLog(logging.WARNING, WARNINGS_PER_MINUTE, "Redis refused %d more such updates")
 
     # ---- the name
 
@@ -116,7 +128,7 @@ class Presence:
                 break
             total += taken
         if total:
-            log.info("took out %d connections that a dead predecessor left behind", total)
+            log.info("took out %d connections that a dead node left behind", total)
         return total
 
     async def beat(self) -> bool:
@@ -179,7 +191,7 @@ class Presence:
     def forget(self, client_id: bytes) -> None:
         """Let Redis stop tracking a client that left: a key that was read while missing is tracked for good."""
         key = self._names.client("").encode() + client_id
-        self._session.run(_warn_on_error, load_script("touch"), [key])
+        self._session.run(self.warn, load_script("touch"), [key])
 
     def _send_closes(self) -> None:
         closes, self._closes = self._closes, []
@@ -189,7 +201,7 @@ class Presence:
         names = self._names
         for start in range(0, len(numbers), CLOSES_PER_SCRIPT):
             self._session.run(
-                _warn_on_error,
+                self.warn,
                 load_script("close"),
                 [names.share(self.epoch), names.online, names.list_chan, names.shares, names.alive(self.epoch)],
                 names.prefix,
@@ -256,19 +268,31 @@ class Presence:
         # One more round trip, behind all of these in the same pipeline: then they are done.
         await self._session.call("PING")
         self._send_closes()  # of those that closed meanwhile, while the session did not count as up
+        self.complete = not refused
         if missing:
             log.info("put %d connections back that Redis had lost", len(missing) - len(refused))
 
     def _put_back(
         self, connection: Connection, living: dict[int, Connection], refused: list[Connection], reply: Any
     ) -> None:
-        _warn_on_error(reply)
+        self.warn(reply)
         if isinstance(reply, Exception):
             refused.append(connection)
         if connection.number not in living:
             self.close(connection.number)  # again, for the reason that `Connections` has too: see _open_answered
 
+    # ---- what goes wrong
 
-def _warn_on_error(reply: Any) -> None:
-    if isinstance(reply, Exception) and not isinstance(reply, ConnectionError):
-        log.warning("Redis refused to update presence: %s", reply)
+    def warn(self, reply: Any) -> None:
+        """Say it where Redis refused an update; a lost connection is told by the session."""
+        if isinstance(reply, Exception) and not isinstance(reply, ConnectionError):
+            self._refused_log.tell("Redis refused to update presence: %s", reply)
+
+    def tell_rest(self) -> None:
+        """Log how many refusals had no line of their own since the last call; to be called now and then."""
+        self._refused_log.tell_rest()
+
+
+def refuses_writes(error: hiredis.ReplyError) -> bool:
+    """Tell whether an error says that Redis takes no writes at the moment, though it does everything else."""
+    return _REFUSES_WRITES.match(str(error)) is not None

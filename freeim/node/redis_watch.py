@@ -20,6 +20,9 @@ CROWDED: Final = 0.7
 FULL: Final = 0.9
 """Shares of the tracking table that are in use."""
 
+DEFAULT_OUTPUT_LIMIT: Final = 32 * 2**20
+"""Bytes that Redis keeps for a subscriber by default before it cuts it (client-output-buffer-limit in redis.conf)."""
+
 
 class RedisWatch:
     """Reads the settings of Redis and says what is wrong with them. A Redis may refuse to tell; then nothing is said.
@@ -41,6 +44,7 @@ class RedisWatch:
         policy = await self._setting("maxmemory-policy")
         if policy not in (None, "noeviction"):
             log.warning("Redis may evict presence and memberships: set maxmemory-policy noeviction, not %s", policy)
+        await self._check_output_limit()
         self._limit = int(await self._setting("tracking-table-max-keys") or 0)
         self._told_crowded = False
         await self.beat()
@@ -65,6 +69,15 @@ class RedisWatch:
                 "Redis tracks %d keys and has room for %d: set tracking-table-max-keys higher (0 is no limit)",
                 tracked,
                 self._limit,
+            )
+
+    async def _check_output_limit(self) -> None:
+        limits = re.search(r"pubsub (\d+)", await self._setting("client-output-buffer-limit") or "")
+        if limits and 0 < int(limits[1]) < DEFAULT_OUTPUT_LIMIT:
+            log.warning(
+                "Redis cuts a node off for which more than %s bytes wait, and what waits is lost: set "
+                "client-output-buffer-limit pubsub to 256mb 128mb 30",
+                limits[1],
             )
 
     async def _tracked_keys(self) -> int:

@@ -40,6 +40,11 @@ _ERROR_CODE: Final = re.compile(r"[A-Z]{2,20}\b")
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
+def boot_time() -> float:
+    """Return the time since the machine was started, its sleep included, in seconds."""
+    return time.clock_gettime(_CLOCK)
+
+
 class SessionUser(Protocol):
     """What a session asks of the node."""
 
@@ -76,6 +81,8 @@ class Session:
         self.tracking = False
         self.tracking_refused = ""
         self.problem = "not connected yet"
+        self.refused = ""
+        """Why Redis refuses to write, where it does; what is published is heard nevertheless."""
         self.gaps = 0
         self.errors = Counter({"connection": 0})
         """Error replies of Redis by code; and connections lost, or attempts to connect that failed."""
@@ -118,6 +125,12 @@ class Session:
             callback(LinkLost("no connection to Redis"))
         else:
             self._reader.send(callback, *args)
+
+    async def call_reader(self, *args: str | bytes | int) -> Any:
+        """Send a command over the reader and return its reply; see `RedisLink.call`."""
+        if self._reader is None:
+            raise LinkLost("no connection to Redis")
+        return await self._reader.call(*args)
 
     def run(self, callback: Callback, script: Script, keys: list[str | bytes], *args: str | bytes | int) -> None:
         """Run a script over the writer; sends its text where Redis has forgotten it."""
@@ -211,11 +224,11 @@ class Session:
 
     def probe_sent(self, number: int) -> None:
         """The node is about to publish a probe."""
-        self._probes[b"%d" % number] = time.clock_gettime(_CLOCK)
+        self._probes[b"%d" % number] = boot_time()
 
     def probe_seen(self, number: bytes) -> None:
         """The node has heard its own probe: the bus is alive."""
-        self._last_probe = now = time.clock_gettime(_CLOCK)
+        self._last_probe = now = boot_time()
         sent = self._probes.pop(number, None)
         if sent is not None:
             self.round_trip.observe(now - sent)
@@ -236,7 +249,7 @@ class Session:
     async def _connect(self) -> None:
         self._lost = asyncio.get_running_loop().create_future()
         address = await self._locate()
-        self.place = address.socket_path or f"{address.host}:{address.port}"
+        self.place = address.place
         reader = self._reader = RedisLink(
             on_message=self._user.on_message,
             on_invalidate=self._user.on_invalidate,
@@ -300,13 +313,13 @@ class Session:
                 continue
             self._beaten()
             self.up = True
-            log.info("Redis is back; presence and memberships have been compared")
+            log.info("Redis is back%s", "" if self.refused else "; presence and memberships have been compared")
             return
 
     # ---- beats
 
     def _beaten(self) -> None:
-        self._last_beat = self._last_probe = time.clock_gettime(_CLOCK)
+        self._last_beat = self._last_probe = boot_time()
 
     async def _beats(self) -> None:
         while True:
@@ -316,7 +329,7 @@ class Session:
             except TimeoutError:
                 pass
             self._beat_asked.clear()
-            sent = time.clock_gettime(_CLOCK)
+            sent = boot_time()
             try:
                 async with asyncio.timeout(SILENCE_LIMIT):
                     await self._user.beat()
@@ -341,7 +354,7 @@ class Session:
         if self._held is not None:
             self._held.append(data)
             return False
-        if time.clock_gettime(_CLOCK) - self._last_beat > SILENCE_LIMIT and self.up:
+        if boot_time() - self._last_beat > SILENCE_LIMIT and self.up:
             self._held = [data]
             self.beat_now()
             return False

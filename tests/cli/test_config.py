@@ -21,6 +21,8 @@ NOT_HOST_AND_PORT = (
 )
 NOT_REDIS_URLS = (
     *("", "h:6379", "http://h", "redis://", "redis://:6379", "redis://h:0", "redis://h:x", "redis://h:70000"),
+    *("redis+sentinel://h", "redis+sentinel:///m", "redis+sentinel://a,,b/m", "redis+sentinel://a:x/m"),
+    *("redis+sentinel://a:0/m", "redis+sentinel://a/m/x", "redis+sentinel://a/m?db=1", "redis+sentinel://[::1/m"),
     *("redis://h/x", "redis://h?db=x", "redis://h?timeout=1", "redis://h#1", "redis://[::1", "unix://run/s", "unix://"),
 )
 
@@ -255,6 +257,14 @@ def test_with_port_zero_the_list_of_nodes_is_checked_when_the_port_is_known() ->
         ("rediss://u:p@[::1]:1?db=3", RedisAddress(True, "::1", 1, None, "u", "p", 3)),
         ("unix:///run/r%20s?db=4", RedisAddress(False, "", 0, "/run/r s", None, None, 4)),
         ("unix://u:p@/run/s", RedisAddress(False, "", 0, "/run/s", "u", "p", 0)),
+        (
+            "redis+sentinel://a,b:1,[::1]:2/m",
+            RedisAddress(False, "", 0, None, None, None, 0, (("a", 26379), ("b", 1), ("::1", 2)), "m"),
+        ),
+        (
+            "rediss+sentinel://u:p%2C%40@a/m%2F/3?sentinel_username=s&sentinel_password=q%26",
+            RedisAddress(True, "", 0, None, "u", "p,@", 3, (("a", 26379),), "m/", "s", "q&"),
+        ),
     ],
 )
 def test_a_redis_url_says_where_who_and_which_database(url: str, address: RedisAddress) -> None:
@@ -277,6 +287,10 @@ def test_a_redis_url_of_another_form_is_refused(url: str) -> None:
         ("redis://u:p@h", "redis://u:***@h"),
         ("redis://:p@q/r@h:1", "redis://:***@h:1"),
         ("unix://u:p@/s", "unix://u:***@/s"),
+        (
+            "redis+sentinel://u:p@a:1,b:2/m?sentinel_password=q",
+            "redis+sentinel://u:***@a:1,b:2/m?sentinel_password=***",
+        ),
     ],
 )
 def test_a_password_is_masked_in_well_and_badly_formed_urls(url: str, masked: str) -> None:
@@ -289,6 +303,7 @@ def test_a_password_is_masked_in_well_and_badly_formed_urls(url: str, masked: st
         ("redis://h:1/2", "redis://:p%40%2F%3A%20@h:1/2"),
         ("rediss://u@h", "rediss://u:p%40%2F%3A%20@h"),
         ("unix:///s?db=1", "unix://:p%40%2F%3A%20@/s?db=1"),
+        ("redis+sentinel://u@a,b/m", "redis+sentinel://u:p%40%2F%3A%20@a,b/m"),
     ],
 )
 def test_the_password_of_a_file_goes_into_the_url_without_its_line_end(url: str, full: str, tmp_path: Path) -> None:

@@ -136,8 +136,11 @@ class DelayProxy:
         (link,) = (link for link in self.links if link.subscribes)
         return link
 
+    def _new_link(self) -> Link:
+        return Link(self._delay)
+
     def _accepted(self) -> asyncio.Protocol:
-        link = Link(self._delay)
+        link = self._new_link()
         self.links.append(link)
         loop = asyncio.get_running_loop()
         task = loop.create_task(loop.create_connection(lambda: link.server, "127.0.0.1", self._target))

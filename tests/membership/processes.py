@@ -14,17 +14,17 @@ from typing import Any, Self
 
 
 class Helper:
-    """A process ``python -m tests.membership.<module> '<json>'`` that answers in lines of JSON.
+    """A process ``python -m <module> '<json>'`` that answers in lines of JSON.
 
     Args:
-        module: The module of this package.
+        module: A module of this package, or the full name of another one.
         arguments: What it is told.
     """
 
     def __init__(self, module: str, **arguments: Any) -> None:
         self.module = module
         self.process = subprocess.Popen(
-            [sys.executable, "-m", f"tests.membership.{module}", json.dumps(arguments)],
+            [sys.executable, "-m", module if "." in module else f"tests.membership.{module}", json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -367,7 +367,7 @@ async def test_a_burial_is_told_in_the_log(redis_server: RedisServer, caplog: py
     for number in range(3):
         redis_server.command("HSET", NAMES.share("dead"), number, f'{number + 1} {{"Item1":{number + 1}}}')
     async with running(redis_server, node="n"):
-        assert "took out 3 connections that a dead predecessor left behind" in told(caplog)
+        assert "took out 3 connections that a dead node left behind" in told(caplog)
 
 
 async def test_a_burial_does_nothing_where_the_node_turns_out_to_live(redis_server: RedisServer) -> None:

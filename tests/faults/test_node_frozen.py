@@ -1,0 +1,83 @@
+"""A node that is frozen past its lease is buried, and puts all back when it goes on; a pause of Redis buries nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+
+from tests.faults.nodes import BEAT, BURIED_SECONDS, LEASE, Events, connect_all, no_ghosts, nodes_on, tell_channel
+from tests.node.harness import until
+from tests.servers import RedisServer
+
+SEED = random.randrange(2**32)
+
+
+async def test_a_frozen_node_notices_that_it_was_buried_and_puts_its_connections_back(
+    redis_server: RedisServer,
+) -> None:
+    redis = redis_server
+    with nodes_on(redis, 3) as nodes:
+        first, second, third = nodes
+        frozen = await connect_all(redis, first, range(3, 153, 3), "room")
+        living = await connect_all(redis, second, range(1, 31, 3), "room")
+        living |= await connect_all(redis, third, range(2, 32, 3), "room")
+        async with Events(redis) as events:
+            nodes[first].tell(signal.SIGSTOP)
+            await events.some(len(frozen), BURIED_SECONDS)
+            assert sorted(events.offline) == [(client, 0) for client in sorted(frozen)]
+            no_ghosts(redis, living, "room")
+            await frozen.pop(3).close()  # the node cannot see it
+            nodes[first].tell(signal.SIGCONT)
+            await until(lambda: len(events.online) >= len(frozen), "they are put back", 30)
+            await asyncio.sleep(2 * BEAT)  # time for more
+            # The one that closed may come and go once more.
+            assert sorted(event for event in events.online if event[0] != 3) == [
+                (client, 1) for client in sorted(frozen)
+            ]
+            everybody = frozen | living
+            no_ghosts(redis, everybody, "room")
+            tell_channel(redis, nodes, "room", "all of you")
+            for terminal in everybody.values():
+                assert await terminal.next() == '"all of you"'
+                assert not terminal.lost.done()
+            assert len(nodes[first].logged("connections back that Redis had lost")) == 1
+        for terminal in everybody.values():
+            await terminal.close()
+
+
+async def test_while_redis_pauses_no_living_node_is_buried_and_a_dead_one_is_afterwards(
+    own_redis_server: RedisServer,
+) -> None:
+    redis, rng = own_redis_server, random.Random(SEED)
+    with nodes_on(redis, 3) as nodes:
+        first, second, third = nodes
+        dying = await connect_all(redis, first, range(3, 153, 3), "room")
+        living = await connect_all(redis, second, range(1, 31, 3), "room")
+        living |= await connect_all(redis, third, range(2, 32, 3), "room")
+        await asyncio.sleep(LEASE + 2 * BEAT)  # so that the peers trust what they see
+        async with Events(redis) as events:
+            nodes[first].tell(signal.SIGKILL)
+            try:
+                for leases in (0.9, 1.0, 1.4, 1.8):
+                    redis.pause()
+                    await asyncio.sleep(rng.uniform(0.95, 1.05) * leases * LEASE)
+                    # Its lease has expired, and it can renew it a little later than the others: it lives nevertheless.
+                    nodes[second].tell(signal.SIGSTOP)
+                    redis.resume()
+                    await asyncio.sleep(2 * BEAT)
+                    nodes[second].tell(signal.SIGCONT)
+                    await asyncio.sleep(rng.uniform(0.5, 2) * BEAT)
+            finally:
+                redis.resume()
+                nodes[second].tell(signal.SIGCONT)
+            await events.some(len(dying), BURIED_SECONDS)
+            await asyncio.sleep(2 * BEAT)  # time for more
+            assert sorted(events.offline) == [(client, 0) for client in sorted(dying)], f"seed {SEED}"
+            assert events.online == [], f"seed {SEED}"
+        no_ghosts(redis, living, "room")
+        tell_channel(redis, [second, third], "room", "all of you")
+        for terminal in living.values():
+            assert await terminal.next() == '"all of you"'
+        for terminal in (*dying.values(), *living.values()):
+            await terminal.close()
