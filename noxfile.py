@@ -345,9 +345,9 @@ def docs(session: nox.Session) -> None:
         (ROOT / "docs" / page).write_text(str(text), encoding="utf-8")
 
 
-@nox.session
+@nox.session(python=max(pythons))
 def bench(session: nox.Session) -> None:
-    """Measure a node; --full measures all that there is."""
+    """Measure a node on the newest Python; --full measures all that there is."""
     install_wheel(session)
     leave_checkout(session)
     session.run("python", "-m", "bench", *session.posargs)
