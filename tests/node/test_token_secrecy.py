@@ -16,6 +16,7 @@ from freeim.names import Names
 from tests.cli.command import Server, free_ports
 from tests.node.harness import Raw, bounded, frame, head, running
 from tests.node.proxy_headers import line
+from tests.node.scrape import fetch
 from tests.servers import RedisServer, Wire
 
 NAMES = Names("im_v2_ws")
@@ -94,14 +95,15 @@ async def refused_by_redis(server: RedisServer, tokens: Tokens, port: int) -> No
     server.command("CONFIG", "SET", "maxmemory", "0")
 
 
-async def test_no_token_is_in_the_log_whatever_fails(own_redis_server: RedisServer) -> None:
+async def test_no_token_is_in_the_log_or_a_metric_whatever_fails(own_redis_server: RedisServer) -> None:
     tokens = Tokens(own_redis_server)
     port = free_ports(1)
     options = ("--bind", f"127.0.0.1:{port}", "--node", "a", "--nodes", "a,b", "--redis-url", own_redis_server.url)
     limits = ("--handshake-timeout", "0.3", "--ping-interval", "0.5", "--ping-timeout", "0.5", "--queue-limit", "1000")
     rules = ("--origins", "https://a.example", "--max-per-client", "1", "--per-client-policy", "replace-oldest")
     with Server(*options, *limits, *rules, "--log-level", "debug") as node:
-        node.banner()
+        metrics = re.search(r"metrics +(\S+)", node.banner())
+        assert metrics is not None
         for what, request in REQUESTS.items():
             await bounded(ask(port, request(tokens.make())))
             assert node.process.poll() is None, what
@@ -131,8 +133,11 @@ async def test_no_token_is_in_the_log_whatever_fails(own_redis_server: RedisServ
         await waiting
         own_redis_server.stop()
         await ask(port, head(f"/ws?token={tokens.new()}"))
+        page, _ = await asyncio.to_thread(fetch, metrics[1])
+        assert b"freeim_handshakes_total{" in page
         node.tell(signal.SIGTERM)
         assert node.wait() == 0
+        tokens.assert_not_in(page.decode())
         assert len(re.findall("refused", node.stderr)) > 25, "the log is at work"
         assert "Redis" in node.stderr
         tokens.assert_not_in(node.stdout + node.stderr)
