@@ -133,7 +133,13 @@ async def test_a_node_that_redis_cuts_off_for_its_output_buffer_goes_on_and_gets
         # Two messages to a pipeline fit; all of them at once are more than the sockets and the limit hold.
         size = 500_000
         texts = [f"{number:04}" + "x" * size for number in range(60)]
+        link = run.node._session._reader
+        assert link is not None
+        reader = link._transport
+        assert reader is not None
+        reader.pause_reading()  # a node that is busy with something else
         await asyncio.to_thread(run.publish_all, [direct([1, 2], text) for text in texts])
+        reader.resume_reading()
         await until(lambda: run.node._session.gaps == 1, "Redis has cut it off")
         await served_again(run, *peers)
         for peer in peers:

@@ -37,16 +37,37 @@ def concerns_a_push_only_server(case: dict[str, Any]) -> bool:
     return bool(case["codes"] != [1007] or case["case"].startswith("7."))
 
 
+def through_close(data: bytes) -> bytes:
+    """Return masked frames up to the first Close frame: a write behind the node's answer to it may be a reset."""
+    at = 0
+    while at + 2 <= len(data):
+        size, head = data[at + 1] & 0x7F, 6
+        if size >= 126:
+            extended = 2 if size == 126 else 8
+            size, head = int.from_bytes(data[at + 2 : at + 2 + extended], "big"), head + extended
+        end = at + head + size
+        if data[at] & 0x0F == CLOSE:
+            return data[:end]
+        at = end
+    return data
+
+
 async def ending(run: Running, data: list[bytes], pieces: bool) -> tuple[list[bytes], int]:
     """Send what a case sends; return the payloads of the pongs that came back, and the code of the node's Close."""
     raw = await run.raw_client(1)
     reading = asyncio.create_task(read(raw))
-    for each in data:
-        for start in range(0, len(each), 1 if pieces else len(each)):
-            raw.send(each[start : start + 1] if pieces else each)
-            await asyncio.sleep(0)
+    if pieces:
+        for each in data:
+            for byte in through_close(each):
+                if raw.writer.is_closing():
+                    break
+                raw.send(bytes([byte]))
+                await asyncio.sleep(0)
+            await asyncio.wait([reading], timeout=0.01)
             if reading.done():
                 break
+    else:
+        raw.send(b"".join(data))
     found = await reading
     raw.close()
     return found

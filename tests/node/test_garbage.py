@@ -13,13 +13,14 @@ from tests.servers import RedisServer
 OURS = (Connection, Socket, Handshake, Terminal, FrameReader)
 
 
-def alive() -> list[str]:
-    return [type(each).__name__ for each in gc.get_objects() if isinstance(each, OURS)]
+def alive() -> list[object]:
+    return [each for each in gc.get_objects() if isinstance(each, OURS)]
 
 
 async def test_connections_that_have_ended_leave_nothing_for_the_collector(redis_server: RedisServer) -> None:
     async with running(redis_server) as run:
         gc.collect()
+        before = {id(each): each for each in alive()}  # of a test that has failed: its traceback keeps them
         gc.disable()
         try:
             for number in range(1, 6):
@@ -34,6 +35,6 @@ async def test_connections_that_have_ended_leave_nothing_for_the_collector(redis
                 assert status == 426
             await until(lambda: run.node._connections.accepted == 0, "all sockets are gone")
             await run.settled()
-            await until(lambda: not alive(), f"still there: {alive()}")
+            await until(lambda: all(id(each) in before for each in alive()), "all objects are gone")
         finally:
             gc.enable()

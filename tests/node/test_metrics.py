@@ -364,12 +364,12 @@ async def test_a_lost_redis_is_down_a_gap_and_errors_and_up_again_when_it_is_bac
 async def test_what_redis_answers_with_an_error_is_counted_by_its_code(own_redis_server: RedisServer) -> None:
     async with running(own_redis_server) as run:
         token = run.token(1)
-        own_redis_server.command("CONFIG", "SET", "maxmemory", 1)
-        assert (await run.http(run.request(token)))[0] == 503
-        # The count, and the touch of a key that was read while it was missing.
-        errors = {("OOM",): 2}
-        await scraped(run, lambda found: found.labelled("redis_errors_total") == errors, "two errors")
-        own_redis_server.command("CONFIG", "SET", "maxmemory", 0)
+        own_redis_server.command("ACL", "SETUSER", "default", "-get")
+        for _ in range(2):
+            assert (await run.http(run.request(token)))[0] == 503
+        errors = {("NOPERM",): 2}
+        assert (await scrape(run)).labelled("redis_errors_total") == errors
+        own_redis_server.command("ACL", "SETUSER", "default", "+get")
         own_redis_server.command("SCRIPT", "FLUSH")
         await run.connect(1)
         assert (await scrape(run)).labelled("redis_errors_total") == errors, "a script is sent again: no error"
@@ -378,7 +378,7 @@ async def test_what_redis_answers_with_an_error_is_counted_by_its_code(own_redis
 async def test_that_redis_tracks_no_more_is_told(own_redis_server: RedisServer) -> None:
     async with running(own_redis_server) as run:
         assert (await scrape(run))("redis_tracking") == 1
-    own_redis_server.command("ACL", "SETUSER", "default", "-client|tracking")
+    own_redis_server.command("ACL", "SETUSER", "default", "-client")
     async with running(own_redis_server) as run:
         found = await scrape(run)
         assert found("redis_tracking") == 0
@@ -393,10 +393,10 @@ async def test_the_round_trip_of_a_probe_is_the_time_that_the_bus_takes(own_redi
         assert 0 < found("probe_round_trip_seconds_sum") < 5
         own_redis_server.pause()
         session.beat_now()
-        await asyncio.sleep(0.3)  # for this long the bus is silent
+        await asyncio.sleep(1.0)  # for this long the bus is silent
         own_redis_server.resume()
         slow = await scraped(run, lambda found: found("probe_round_trip_seconds_count") == 2, "another")
-        assert slow("probe_round_trip_seconds_sum") - found("probe_round_trip_seconds_sum") > 0.25
+        assert slow("probe_round_trip_seconds_sum") - found("probe_round_trip_seconds_sum") > 0.5
         run.publish("__FreeIM__(Probe)77")
         await run.heard_all()
         assert (await scrape(run))("probe_round_trip_seconds_count") == 2, "nobody has sent this one"
