@@ -189,8 +189,9 @@ def run_pytest(session: nox.Session, *args: str, server: str) -> None:
     args = tuple(str(ROOT / each) if each.startswith("tests/") else each for each in args)
     if not any(each.startswith(str(ROOT)) for each in args):
         args += (str(ROOT / "tests"),)
-    # Most of the time is spent waiting for servers, so two tests at a time take half of it, even on one core.
-    options = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "tests.strict", "-n", "2")
+    # Most of the time is spent waiting for servers, so each core has two tests at a time.
+    workers = str(2 * (os.cpu_count() or 1))
+    options = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "tests.strict", "-n", workers)
     options += ("--dist", "loadfile")
     env = {"PYTHONPATH": outside, "FREEIM_TEST_REDIS": server, "FREEIM_TEST_DIST": str(DIST)}
     session.run("python", "-m", "pytest", *options, *args, env=env)

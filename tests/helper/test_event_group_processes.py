@@ -19,6 +19,8 @@ from freeim import event_group
 from tests.helper.buses import publish, wait_for
 from tests.servers import RedisServer, free_port
 
+pytestmark = pytest.mark.slow
+
 TAKE_OVER_SECONDS = 10.0
 
 SHOP = """
