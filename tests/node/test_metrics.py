@@ -389,17 +389,18 @@ async def test_the_round_trip_of_a_probe_is_the_time_that_the_bus_takes(own_redi
     async with running(own_redis_server) as run:
         session = run.node._session
         session.beat_now()
-        found = await scraped(run, lambda found: found("probe_round_trip_seconds_count") == 1, "a probe")
+        found = await scraped(run, lambda found: found("probe_round_trip_seconds_count") >= 1, "a probe")
         assert 0 < found("probe_round_trip_seconds_sum") < 5
         own_redis_server.pause()
         session.beat_now()
         await asyncio.sleep(1.0)  # for this long the bus is silent
         own_redis_server.resume()
-        slow = await scraped(run, lambda found: found("probe_round_trip_seconds_count") == 2, "another")
-        assert slow("probe_round_trip_seconds_sum") - found("probe_round_trip_seconds_sum") > 0.5
+        fast = found("probe_round_trip_seconds_sum")
+        slow = await scraped(run, lambda found: found("probe_round_trip_seconds_sum") - fast > 0.5, "a slow one")
         run.publish("__FreeIM__(Probe)77")
         await run.heard_all()
-        assert (await scrape(run))("probe_round_trip_seconds_count") == 2, "nobody has sent this one"
+        last = await scrape(run)
+        assert last("probe_round_trip_seconds_count") == slow("probe_round_trip_seconds_count"), "nobody has sent that"
 
 
 async def test_the_lag_of_the_loop_is_how_long_something_kept_it(redis_server: RedisServer) -> None:
