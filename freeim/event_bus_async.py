@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from freeim.clock import boot_time
 from freeim.event_bus import EVENTS_PER_LOOK, PONG_SECONDS, Event, EventDecoder, Pulse, pause_before
-from freeim.event_group import GroupMember, beat_pause, lease_clock
+from freeim.event_group import GroupMember, beat_pause
 from freeim.names import IdKind, Names
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class AsyncEventBus:
     @property
     def leading(self) -> bool:
         """Whether this process is the one of its group that handles events now; without a group, whether it runs."""
-        return self.alive and (self._member is None or self._member.leads(lease_clock()))
+        return self.alive and (self._member is None or self._member.leads(boot_time()))
 
     async def wait_subscribed(self, timeout: float | None = None) -> bool:
         """Wait until the bus is subscribed.
@@ -279,7 +280,7 @@ class AsyncEventBus:
             await client.connection_pool.disconnect()
 
     async def _take_turn(self, client: Any, member: GroupMember) -> None:
-        turn = member.turn(lease_clock())
+        turn = member.turn(boot_time())
         if turn is not None:
             member.answered(turn, await client.execute_command(*turn.command))
 
@@ -287,7 +288,7 @@ class AsyncEventBus:
         """Handle what waits while this process leads; return whether there is more."""
         for _ in range(EVENTS_PER_LOOK):
             # Asked before each event: this process may have stood still for longer than its lease.
-            now = lease_clock()
+            now = boot_time()
             if member.take_gap(now):
                 await self._call(self._resync)
                 member.resynced()
@@ -307,7 +308,7 @@ class AsyncEventBus:
         """Return the next event for an ``async for``, which has handled the one before."""
         member.done()
         while not self._ended:
-            item = member.next(lease_clock())
+            item = member.next(boot_time())
             if item is None:
                 self._news.clear()
                 await self._news.wait()

@@ -11,9 +11,7 @@ import json
 import logging
 import random
 import secrets
-import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,18 +37,6 @@ MarkId = tuple[int, int]
 
 _GREATEST_NUMBER: Final = 10**12
 """Of a fence, a mark, a count: more than there will ever be, and few enough digits for Lua's numbers."""
-
-
-def _boot_clock() -> Callable[[], float]:
-    """Return a clock that goes on while the machine sleeps, as Redis's does on another, and that nobody sets."""
-    if not hasattr(time, "clock_gettime"):
-        return time.monotonic
-    # On Linux the monotonic clock stands still meanwhile; on macOS it is Python's own that does.
-    clock: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-    return lambda: time.clock_gettime(clock)
-
-
-lease_clock: Final = _boot_clock()
 
 
 def beat_pause() -> float:
@@ -196,7 +182,7 @@ class Turn:
 
 
 class GroupMember:
-    """Decides what a member says to Redis, and which events it handles. Times are those of `lease_clock`.
+    """Decides what a member says to Redis, and which events it handles. Times are those of `boot_time`.
 
     Args:
         names: The names of this deployment.

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from freeim.event_group import GroupMember, RawEvent, beat_pause, lease_clock
+from freeim.clock import boot_time
+from freeim.event_group import GroupMember, RawEvent, beat_pause
 
 if TYPE_CHECKING:
     import redis as redis_py
@@ -47,7 +48,7 @@ class GroupThread:
     def leads(self) -> bool:
         """Tell whether this process certainly leads."""
         with self._lock:
-            return self._member.leads(lease_clock())
+            return self._member.leads(boot_time())
 
     def subscribed(self) -> None:
         """See `GroupMember.subscribed`."""
@@ -70,7 +71,7 @@ class GroupThread:
     def next(self) -> tuple[bool, RawEvent | None, int]:
         """Return whether events may have been missed, else the next event to handle if any; and the fence."""
         with self._lock:
-            now = lease_clock()
+            now = boot_time()
             gap = self._member.take_gap(now)
             return gap, None if gap else self._member.next(now), self._member.fence
 
@@ -91,7 +92,7 @@ class GroupThread:
             while True:
                 ended = self._ended.is_set()  # before the turn: the last one gives the lease back
                 with self._lock:
-                    turn = self._member.turn(lease_clock())
+                    turn = self._member.turn(boot_time())
                 if turn is not None:
                     try:
                         reply = client.execute_command(*turn.command)

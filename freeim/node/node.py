@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 import hiredis
 
 from freeim._core import Message
+from freeim.clock import boot_time
 from freeim.config import Options
 from freeim.config_checks import join_bind
 from freeim.embedded.join import EmbeddedRedis, join_in_thread
@@ -31,7 +32,7 @@ from freeim.node.master_watch import MasterWatch
 from freeim.node.presence import Presence, refuses_writes
 from freeim.node.redis_watch import RedisWatch
 from freeim.node.sentinel import ask_sentinels
-from freeim.node.session import Session, boot_time
+from freeim.node.session import Session
 from freeim.node.tls import server_context
 from freeim.node.tls_gate import TlsGate
 from freeim.redis_url import RedisAddress, parse_redis_url

@@ -10,13 +10,13 @@ import asyncio
 import logging
 import random
 import re
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 import hiredis
 
+from freeim.clock import boot_time
 from freeim.errors import FreeImError, RedisUnavailable
 from freeim.node.histogram import Histogram
 from freeim.node.link import Callback, LinkLost, RedisLink
@@ -35,14 +35,6 @@ MAX_BACKOFF: Final = 5.0
 """Seconds between two attempts to connect, at most: a lease is not to run out because of our own patience."""
 
 _ERROR_CODE: Final = re.compile(r"[A-Z]{2,20}\b")
-
-# Linux stops CLOCK_MONOTONIC while the machine sleeps; a lease in Redis goes on.
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def boot_time() -> float:
-    """Return the time since the machine was started, its sleep included, in seconds."""
-    return time.clock_gettime(_CLOCK)
 
 
 class SessionUser(Protocol):

@@ -100,7 +100,7 @@ def test_a_node_whose_clock_jumps_keeps_its_lease_its_terminals_and_their_presen
             epoch = own_redis_server.command("GET", NAMES.lease(bind))
             for shift in (DAY, -DAY):
                 clock.set(shift)
-                time.sleep(NODE_LEASE_SECONDS + 1)
+                time.sleep(NODE_LEASE_SECONDS + 1)  # whatever was counted by the wall clock would have run out
                 assert own_redis_server.command("GET", NAMES.lease(bind)) == epoch
                 assert helper.get_client_list_by_online() == [1]
                 helper.send_message(0, 1, "still here")
@@ -130,7 +130,7 @@ def test_when_redis_own_clock_jumps_nobody_is_offline_for_it(jumping_redis: Redi
         with connect(helper.prev_connect_server(1)) as terminal:
             for shift in (DAY, 0):
                 clock.set(shift)
-                time.sleep(2 * BEAT_INTERVAL)
+                time.sleep(2 * BEAT_INTERVAL)  # so the node has beaten since
                 assert jumping_redis.command("EXISTS", NAMES.lease(bind)) == 1
                 assert 0 < jumping_redis.command("PTTL", NAMES.lease(bind)) <= NODE_LEASE_SECONDS * 1000
                 assert helper.get_client_list_by_online() == [1]
@@ -165,7 +165,7 @@ def test_when_redis_own_clock_goes_forward_a_group_goes_on_and_loses_nothing(
     try:
         workers.ready()
         clock.set(DAY)
-        time.sleep(3)
+        time.sleep(3)  # some beats, with events before and after the jump
         handled = workers.finish()
         assert {entry.client_id for entry in handled} == set(range(workers.published + 1))
         assert len({entry.process_id for entry in handled[-10:]}) == 1
