@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import freeim.clock
 import freeim.node.session
 from freeim.node.link import RedisLink
 from freeim.scripts import load_script
@@ -518,7 +519,7 @@ def sleep_past_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     """Move the clock of the lease as far as a sleep of 20 s would."""
     real = time.clock_gettime
     moved = SimpleNamespace(clock_gettime=lambda clock: real(clock) + 20.0)
-    monkeypatch.setattr(freeim.node.session, "time", moved)
+    monkeypatch.setattr(freeim.clock, "time", moved)
 
 
 async def test_a_node_that_slept_past_its_lease_restores_before_it_hears_the_leaves_of_its_burial(
