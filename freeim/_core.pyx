@@ -5,6 +5,7 @@ import heapq
 import os
 import socket
 from collections import OrderedDict, deque
+from itertools import islice
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Next
@@ -80,4 +81,5 @@ include "_core_decode.pxi"
 include "_core_route.pxi"
 include "_core_fanout.pxi"
 include "_core_socket.pxi"
+include "_core_log.pxi"
 include "_core_inbound.pxi"

@@ -74,6 +74,9 @@ def test_the_defaults_are_those_that_are_promised() -> None:
         "queue_limit": 1024 * 1024,
         "node_queue_limit": 256 * 1024 * 1024,
         "bus_queue_limit": 256 * 1024 * 1024,
+        "resume_window": 0.0,
+        "resume_buffer": 512 * 1024,
+        "node_resume_buffer": 256 * 1024 * 1024,
     }
 
 
