@@ -74,6 +74,9 @@ cdef extern from *:
     int epoll_wait(int fd, epoll_event* events, int count, int timeout) nogil
     int freeim_accept(int listener) nogil
 
+cdef extern from *:
+    bint unlikely(bint condition) noexcept  # of Cython's own preamble: what follows stays out of the way of the rest
+
 HAVE_EPOLL = bool(FREEIM_HAVE_EPOLL)
 
 include "_core_resp.pxi"

@@ -113,13 +113,15 @@ cdef class Logs:
         cdef:
             Log log
             Py_ssize_t enough = self.limit - self.limit // 16
-            long long ages = AGES // 2
+            long long ages = AGES
         while self.memory_now() > enough and self.backlog.size:
+            ages -= 1
             for log in self._turns:
+                if self.memory_now() <= enough:
+                    break
                 log.grow_older()
-                if ages:
+                if ages > 0:
                     log.forget_older(ages)
-                else:
-                    log.forget(log.last - (log.last - log.forgotten) // 2)
-            ages //= 2
+                else:  # all is of the youngest age: an eighth
+                    log.forget(log.forgotten + (log.last - log.forgotten + 7) // 8)
         return NoResult.DONE

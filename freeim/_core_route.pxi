@@ -463,7 +463,7 @@ cdef class Router:
         cdef Connection connection
         if message.frame is None:
             return NoResult.DONE
-        if client.log is not None:
+        if unlikely(client.log is not None):
             return self._deliver_and_log(client, message)
         if client.id == message.sender and len(client.connections) <= 1:
             return NoResult.DONE

@@ -50,6 +50,9 @@ LOGS_PER_LOOK: Final = 1_000
 AWAY_COST: Final = 3_072
 """Bytes of memory that count for each connection that is away, besides its messages. Measured: see docs/resume.md."""
 
+AWAY_PER_CLIENT: Final = 16
+"""Connections of one client that are away at the same time: one that comes and goes must not use up what is for all."""
+
 _OPCODE_TEXT: Final = 1
 
 
@@ -273,7 +276,10 @@ class Resume:
         stay.history.count()
         self._away.start(stay, self._loop.time())
         self.logs.others += AWAY_COST
-        if self.away > self._most:
+        of_client = [other for other in stay.history.stays.values() if other.away]
+        if len(of_client) > AWAY_PER_CLIENT:
+            self._end(of_client[0], "limit")
+        elif self.away > self._most:
             self._end(self._away.first(), "limit")
         return True
 

@@ -451,6 +451,22 @@ async def test_a_connection_that_was_replaced_is_not_waited_for(redis_server: Re
         assert second.missed is False
 
 
+async def test_a_client_that_comes_and_goes_is_away_with_sixteen_connections_at_most(
+    redis_server: RedisServer,
+) -> None:
+    async with running(redis_server, **WINDOW) as run:
+        other = await (await resumer(run, 2)).lose()
+        for _ in range(16):
+            last = await (await resumer(run, 1)).lose()
+        raw = await run.raw_client(1, query="&resume=")
+        raw.cut()
+        await until(lambda: ends(run) == {"limit": 1}, "its oldest has ended")
+        await run.settled()
+        assert run.online == {"1": "16", "2": "1"}
+        for terminal in (last, other):
+            assert (await terminal.connect()).missed is False
+
+
 async def test_a_plain_terminal_beside_one_that_can_resume_is_not_waited_for(redis_server: RedisServer) -> None:
     async with running(redis_server, **WINDOW) as run, run.events() as events:
         plain, terminal = await run.connect(1), await resumer(run, 1)
