@@ -198,6 +198,21 @@ async def test_whoever_missed_more_than_is_kept_is_told_so(redis_server: RedisSe
         assert results(run) == {"forgotten": 2, "resumed": 1}
 
 
+async def test_what_is_older_than_the_window_and_the_time_to_notice_a_loss_is_forgotten(
+    redis_server: RedisServer,
+) -> None:
+    async with running(redis_server, resume_window=0.5, ping_interval=0.2, ping_timeout=0.1, close_timeout=0.2) as run:
+        terminal = await resumer(run, 1)
+        run.publish(direct([1], "x"))
+        await terminal.fence()
+        logs = run.node._connections.resume.logs
+        assert logs.memory > 0
+        began = asyncio.get_running_loop().time()
+        await until(lambda: logs.memory == 0, "all is forgotten")
+        assert asyncio.get_running_loop().time() - began > 0.8
+        assert terminal.peer.is_open
+
+
 async def test_joins_and_leaves_count_while_a_client_is_away(redis_server: RedisServer) -> None:
     async with running(redis_server, **WINDOW) as run:
         run.join(1, "old")

@@ -147,4 +147,5 @@ async def test_an_id_of_what_has_not_been_sent_yet_is_unknown(redis_server: Redi
             await tab.connect(forged)
             assert tab.missed is (forged != f"{log}.2-0"), forged
             await tab.peer.close(4000)
+        assert results(run) == {"unknown": 2, "resumed": 1}
         assert terminal.peer.is_open
