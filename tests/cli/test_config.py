@@ -140,6 +140,15 @@ def test_ports_of_metrics_beyond_the_last_port_are_refused() -> None:
     assert Options(admin_bind="127.0.0.1:65532", workers=4).for_worker(3).admin_bind == "127.0.0.1:65535"
 
 
+def test_what_is_kept_for_a_terminal_must_fit_into_its_queue() -> None:
+    assert refused(resume_window=60.0, resume_buffer=300_001, queue_limit=300_000) == (
+        "resume_buffer (300001 bytes) must not be more than queue_limit (300000 bytes): all that is kept may wait for "
+        "a terminal that has just come back"
+    )
+    Options(resume_window=60.0, resume_buffer=300_000, queue_limit=300_000)
+    Options(queue_limit=300_000)
+
+
 @pytest.mark.parametrize("node", ["", "a b", "a,b", "a\n", "a\x00", "{host}", "{", "a}", "{index"])
 def test_a_node_name_with_spaces_commas_controls_or_unknown_braces_is_refused(node: str) -> None:
     assert refused(node=node).startswith("node m")

@@ -13,6 +13,7 @@ from tests.faults.proxy import Proxy
 from tests.node.harness import KEY, Running, channel_message, close_payload, direct, frame, head, running, until
 from tests.node.resuming import WINDOW, Resumer, announcement, ends, offline, online, results, resumer
 from tests.node.terminals import pause, resume, slow_raw_client
+from tests.node.test_reconcile import bury
 from tests.servers import RedisServer
 
 TEXT, CLOSE, PING = 1, 8, 9
@@ -442,6 +443,20 @@ async def test_a_redis_that_comes_back_empty_gets_clients_that_are_away_back(red
         await terminal.connect()
         assert terminal.missed is False
         assert await terminal.fence() == texts("kept")
+
+
+async def test_a_node_that_was_buried_alive_puts_those_who_are_away_back(redis_server: RedisServer) -> None:
+    async with running(redis_server, **WINDOW) as run, run.events() as events:
+        terminal = await (await resumer(run, 1)).lose()
+        bury(run)
+        assert await events.heard() == [online(run, 1, 1), offline(run, 1, 0)]
+        run.node._session.beat_now()
+        assert await events.next(1) == [online(run, 1, 1)]
+        run.publish(direct([1], "kept"))
+        await terminal.connect()
+        assert await terminal.fence() == texts("kept")
+        assert await events.next(2) == [online(run, 1, 2), offline(run, 1, 1)]
+        assert run.online == {"1": "1"}
 
 
 async def test_a_connection_that_is_away_takes_no_place_of_a_living_one(redis_server: RedisServer) -> None:
