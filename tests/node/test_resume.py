@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,19 @@ from tests.node.test_reconcile import bury
 from tests.servers import RedisServer
 
 TEXT, CLOSE, PING = 1, 8, 9
+
+
+@contextlib.asynccontextmanager
+async def opening_held(run: Running) -> AsyncIterator[None]:
+    """Openings are sent to Redis at the end of this."""
+    held: list[tuple[Any, ...]] = []
+    presence = run.node._presence
+    send = presence.open
+    presence.open = lambda *args: held.append(args)  # type: ignore[method-assign]
+    yield
+    presence.open = send  # type: ignore[method-assign]
+    for args in held:
+        send(*args)
 
 
 def texts(*names: str | int) -> list[str]:
@@ -303,16 +319,11 @@ async def test_a_return_that_is_refused_ends_nothing(redis_server: RedisServer) 
         terminal = await (await resumer(run, 1)).lose()
         run.publish(direct([1], "kept"))
         token = run.token(1)
-        held: list[object] = []
-        presence = run.node._presence
-        send = presence.open
-        presence.open = lambda *args: held.append(args)  # type: ignore[method-assign]
         raw = await run.raw()
-        raw.send(head(f"/ws?token={token}&resume={terminal.last_id}"))
-        await until(lambda: held, "the opening is about to be sent")
-        presence.open = send  # type: ignore[method-assign]
-        redis_server.command("DEL", run.names.token(token))  # another was faster
-        send(*held[0])  # type: ignore[misc]
+        async with opening_held(run):
+            raw.send(head(f"/ws?token={token}&resume={terminal.last_id}"))
+            await until(lambda: run.node._connections._attached, "the opening is about to be sent")
+            redis_server.command("DEL", run.names.token(token))  # another was faster
         assert (await raw.response())[0] == 401
         assert run.node._connections.resume.away == 1
         await terminal.connect()
@@ -333,6 +344,19 @@ async def test_the_sender_rule_counts_a_connection_that_is_away_like_one_that_is
         await until(lambda: len(run.node._connections.living) == 1)
         run.publish(direct([1], "own, with one again", sender=1))
         assert await terminal.fence() == []
+
+
+async def test_while_it_comes_back_a_sender_has_one_connection(redis_server: RedisServer) -> None:
+    async with running(redis_server, **WINDOW) as run:
+        terminal = await (await resumer(run, 1)).lose()
+        async with opening_held(run):
+            connecting = asyncio.create_task(terminal.connect())
+            await until(lambda: run.node._connections._attached, "the new one is there")
+            run.publish(direct([1], "own", sender=1))
+            run.publish(direct([1], "another's"))
+            await run.heard_all()
+        await connecting
+        assert await terminal.fence() == texts("another's")
 
 
 async def test_a_receiver_that_is_away_counts_as_connected_for_receipts(redis_server: RedisServer) -> None:
@@ -396,6 +420,17 @@ async def test_a_node_that_stops_waits_for_nobody(redis_server: RedisServer) -> 
         await terminal.connect(last_id)
         assert terminal.missed is True
         assert results(run) == {"unknown": 1}
+
+
+async def test_whoever_leaves_while_the_node_stops_is_not_waited_for(redis_server: RedisServer) -> None:
+    async with running(redis_server, **WINDOW, drain=2.0) as run, run.events() as events:
+        first, second = await resumer(run, 1), await resumer(run, 2)
+        stopping = asyncio.create_task(run.node.stop())
+        assert (await first.peer.ended())[0] == 1012
+        second.peer.socket.transport.abort()
+        await stopping
+        assert sorted((await events.heard())[2:]) == [offline(run, 1, 0), offline(run, 2, 0)]
+        assert ends(run) == {}
 
 
 async def test_after_a_gap_terminals_are_told_that_they_may_have_missed_something(redis_server: RedisServer) -> None:

@@ -113,12 +113,16 @@ async def test_the_id_of_another_client_is_unknown(redis_server: RedisServer) ->
     async with running(redis_server, **WINDOW) as run, run.events() as events:
         victim = await (await resumer(run, 1)).lose()
         run.publish(direct([1], "secret"))
+        tab = await resumer(run, 2)
+        run.publish(direct([2], "own"))
+        assert await tab.fence() == ['"own"']
         thief = Resumer(run, 2)
         await thief.connect(victim.last_id)
         assert thief.missed is True
         assert await thief.fence() == []
         assert results(run) == {"unknown": 1}
-        assert await events.heard() == [online(run, 1, 1), online(run, 2, 1)], "and the victim is where it was"
+        expected = [online(run, 1, 1), online(run, 2, 1), online(run, 2, 2)]
+        assert await events.heard() == expected, "and the victim is where it was"
         await victim.connect()
         assert await victim.fence() == ['"secret"']
 
