@@ -131,6 +131,10 @@ class Server:
         """Send a signal to the command."""
         self.process.send_signal(number)
 
+    def reload(self) -> None:
+        """Let it read its options again."""
+        self.tell(signal.SIGHUP)
+
     def tell_group(self, number: signal.Signals) -> None:
         """Send a signal to the command and all its workers, as a terminal does on Ctrl-C."""
         os.killpg(self.process.pid, number)
