@@ -7,6 +7,7 @@ import ssl
 from typing import NamedTuple
 
 from freeim.config import Options
+from freeim.config_reload import Change, merge
 from freeim.errors import ConfigError
 from freeim.tls import server_context
 
@@ -32,6 +33,18 @@ def read_files(options: Options) -> OptionFiles:
         ConfigError: One cannot be read or used; the sentence says which, and why.
     """
     return OptionFiles(options.redis_url_with_password(), server_context(options), _digests(options))
+
+
+def change_to(old: Options, new: Options) -> tuple[Change, OptionFiles]:
+    """Return what becomes of options that are read again, and what the files of those in force hold.
+
+    Raises:
+        ConfigError: The new ones cannot be used, not even after a restart.
+    """
+    change = merge(old, new)
+    if change.kept:
+        read_files(new)
+    return change, read_files(change.options)
 
 
 def changed_files(old: OptionFiles, new: OptionFiles) -> set[str]:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from freeim.config import OPTIONS, Options
 from freeim.config_load import load
-from freeim.config_reload import merge
 from freeim.errors import ConfigError
 from freeim.log import configure
-from freeim.option_files import read_files
+from freeim.option_files import change_to
 
 if TYPE_CHECKING:
     from freeim.node import Node
@@ -46,8 +45,7 @@ class Sources:
             ConfigError: What is there now is wrong, or a file that it names; what was in force still is.
         """
         options, _ = load(self._argv, self._environ)
-        change = merge(self._options, options.for_embedded())
-        read_files(change.options)
+        change, _ = change_to(self._options, options.for_embedded())
         if change.kept:
             _log.warning("needs a restart: %s; until then the old values are in force", flags(change.kept))
         self._options = change.options

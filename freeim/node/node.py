@@ -18,7 +18,7 @@ from freeim._core import Message
 from freeim.clock import boot_time
 from freeim.config import OPTIONS, Options
 from freeim.config_checks import join_bind
-from freeim.config_reload import merge, take
+from freeim.config_reload import take
 from freeim.embedded.join import EmbeddedRedis, join_in_thread
 from freeim.envelope import direct, direct_tail, receipt_text
 from freeim.errors import ConfigError, NodeReplaced
@@ -36,7 +36,7 @@ from freeim.node.redis_watch import RedisWatch
 from freeim.node.sentinel import ask_sentinels
 from freeim.node.session import Session
 from freeim.node.tls_gate import TlsGate
-from freeim.option_files import changed_files, read_files
+from freeim.option_files import change_to, changed_files, read_files
 from freeim.redis_url import RedisAddress, parse_redis_url
 
 log = logging.getLogger("freeim")
@@ -226,8 +226,7 @@ class Node:
         if self._sock is None:
             raise RuntimeError("only a node that serves can take new options")
         try:
-            change = merge(self._given, self._given if options is None else options)
-            files = read_files(change.options)
+            change, files = change_to(self._given, self._given if options is None else options)
             options = take(self.options, change.options, change.changed)
         except ConfigError:
             self.reloads["error"] += 1

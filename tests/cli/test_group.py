@@ -11,8 +11,8 @@ import time
 import pytest
 
 from freeim.config import Options
-from freeim.supervisor import merge_banners, next_pause
 from freeim.lifeline import pack
+from freeim.supervisor import merge_banners, next_pause
 from freeim.worker import unpack_banner
 from tests.cli.command import Server, free_ports, is_running, run, run_program, wait_until_gone
 from tests.node.scrape import Scrape, fetch

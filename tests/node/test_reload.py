@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 import ssl
 import struct
@@ -87,7 +88,7 @@ async def _(server: RedisServer, folder: Path) -> None:
 @effect_of("drain")
 async def _(server: RedisServer, _: Path) -> None:
     async with running(server) as run:
-        peers = [await run.connect(client) for client in range(4)]
+        peers = [await run.connect(client) for client in range(1, 5)]
         reloaded(run, drain=1.0)
         begun = time.monotonic()
         await run.node.stop()
@@ -233,8 +234,11 @@ async def _(server: RedisServer, _: Path) -> None:
 @effect_of("send_buffer")
 async def _(server: RedisServer, _: Path) -> None:
     def sizes() -> list[int]:
-        sockets = [each.transport.get_extra_info("socket") for each in run.node._connections.living.values()]
-        return [each.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for each in sockets]
+        sizes = []
+        for each in run.node._connections.living.values():
+            with socket.socket(fileno=os.dup(each.transport.get_extra_info("socket").fileno())) as sock:
+                sizes.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
+        return sizes
 
     async with running(server, send_buffer=20_000) as run:
         await run.connect(1)
@@ -444,6 +448,7 @@ GOOD = ["origins = ['https://a']", "queue_limit = 5\nping_interval = 30", "", "m
 GOOD += ["max_connections = 9\npath = '/other'", "trusted_proxies = ['10.0.0.0/8']\ninbound_rate = 0"]
 BAD = ["no toml", "unknown = 1", "queue_limit = 0", "ping_timeout = 60\nqueue_limit = 9", "tls_key = 'k'"]
 BAD += ["origins = ['https://a']\ntls_cert = 5", "tls_cert = '/nowhere'", "workers = 'x'", "max_head = true"]
+BAD += ["tls_cert = '{cert}'", "redis_url = 'redis://h'\nredis_password_file = '/nowhere'", "bind = '0.0.0.0'"]
 
 
 async def test_after_any_order_of_good_and_bad_options_the_last_good_ones_are_in_force(
@@ -452,34 +457,45 @@ async def test_after_any_order_of_good_and_bad_options_the_last_good_ones_are_in
     monkeypatch.setattr(reload_module, "configure", lambda *_: None)
     certificates = Certificates(tmp_path)
     file = tmp_path / "node.toml"
-    file.write_text("")
-    argv = ["--config", str(file), "--redis-url", redis_server.url, "--bind", "127.0.0.1:0"]
-    start, _ = load([*argv, *tls_args(certificates)], {})
-    async with Node(start) as node, Running(redis_server) as other:
-        peer = await other.connect(1)
-        sources = Sources([*argv, *tls_args(certificates)], {}, start)
+    argv = ["--config", str(file)]
+
+    def write(text: str) -> None:
+        lines = [text.format(cert=certificates.cert)]
+        for name, value in {"bind": "127.0.0.1:0", "redis_url": redis_server.url, **certificates.options}.items():
+            if not ("tls_" in text and name.startswith("tls_")) and f"{name} =" not in text:
+                lines.append(f"{name} = '{value}'")
+        file.write_text("\n".join(lines))
+
+    write("")
+    start, _ = load(argv, {})
+    run = Running(redis_server)
+    run.options, run.node = start, Node(start)
+    async with run:
+        node, peer = run.node, await secure(run, certificates, 1)
+        sources = Sources(argv, {}, start)
 
         @settings(deadline=None, max_examples=60)
         @given(st.lists(st.sampled_from(["missing", *GOOD, *BAD, "bad key"]), max_size=8))
         def play(texts: list[str]) -> None:
-            file.write_text("")
+            write("")
             reload_node(node, sources.read_again, "")
             last = start
             key = certificates.key.read_bytes()
             for text in texts:
                 before = node.reloads.copy()
                 if text == "missing":
-                    file.unlink()
+                    file.unlink(missing_ok=True)
                 elif text == "bad key":
                     certificates.key.write_bytes(b"no key")
+                    write("")
                 else:
-                    file.write_text(text)
+                    write(text)
                 reload_node(node, sources.read_again, "")
                 certificates.key.write_bytes(key)
                 good = text in GOOD
                 if good:
-                    last = load([*argv, *tls_args(certificates)], {})[0]
-                assert node.reloads - before == {"ok" if good else "error": 1}
+                    last = load(argv, {})[0]
+                assert node.reloads - before == {"ok" if good else "error": 1}, text
                 in_force = {name: getattr(node.options, name) for name in RELOADABLE}
                 assert in_force == {name: getattr(last, name) for name in RELOADABLE}
                 assert node.options.path == "/ws"
@@ -488,10 +504,6 @@ async def test_after_any_order_of_good_and_bad_options_the_last_good_ones_are_in
 
         play()
         assert await peer.fence() == []
-
-
-def tls_args(certificates: Certificates) -> list[str]:
-    return ["--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key)]
 
 
 async def test_a_reload_of_ping_times_pings_each_terminal_once_an_interval_still_spread(
