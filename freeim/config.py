@@ -102,7 +102,7 @@ class Options:
     redis_password_file: str | None = _option(
         None,
         REDIS,
-        "File that holds the Redis password, read at the start; instead of a password in the URL.",
+        "File that holds the Redis password, read at the start and at each reload; instead of a password in the URL.",
         metavar="FILE",
         reload=True,
     )

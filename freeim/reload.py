@@ -79,7 +79,7 @@ def reload_node(node: Node, find: Callable[[], Options | None], label: str) -> N
         node.reloads["error"] += 1
         return
     try:
-        changed, _ = node.reload(options)
+        changed = node.reload(options).changed
     except ConfigError as error:
         tell_refused(error)
         return

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from importlib.metadata import version
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 import hiredis
 
@@ -18,7 +18,7 @@ from freeim._core import Message
 from freeim.clock import boot_time
 from freeim.config import OPTIONS, Options
 from freeim.config_checks import join_bind
-from freeim.config_reload import take
+from freeim.config_reload import Change, take
 from freeim.embedded.join import EmbeddedRedis, join_in_thread
 from freeim.envelope import direct, direct_tail, receipt_text
 from freeim.errors import ConfigError, NodeReplaced
@@ -46,18 +46,6 @@ ADMIN_BACKLOG: Final = 16
 
 RELEASE_TIMEOUT = 3.0
 """Seconds that a stopping node gives Redis for the last words."""
-
-
-class Reloaded(NamedTuple):
-    """What came of a reload.
-
-    Attributes:
-        changed: The names of the options that have changed, or whose files have.
-        kept: The names of those that differ, but take a restart: they keep their old values.
-    """
-
-    changed: tuple[str, ...]
-    kept: tuple[str, ...]
 
 
 class Node:
@@ -209,7 +197,7 @@ class Node:
             finally:
                 self._leave_embedded()
 
-    def reload(self, options: Options | None = None) -> Reloaded:
+    def reload(self, options: Options | None = None) -> Change:
         """Take new options while the node serves, and read the files that they name again. No connection is closed.
 
         What can change is marked in docs/options.md, and docs/deployment.md says what new values mean for connections
@@ -218,6 +206,9 @@ class Node:
         Args:
             options: As for the constructor. Left out, they are as before, and only the certificate, its key and the
                 password of Redis are read again.
+
+        Returns:
+            The options in force, those that have changed or whose files have, and those that take a restart.
 
         Raises:
             ConfigError: They, or a file, cannot be used. Nothing has changed.
@@ -239,7 +230,7 @@ class Node:
         if "max_connections" in change.changed:
             self._acceptor.check_capacity(options.max_connections)
         self.reloads["ok"] += 1
-        return Reloaded(tuple(name for name in OPTIONS if name in renewed.union(change.changed)), change.kept)
+        return Change(options, tuple(name for name in OPTIONS if name in renewed.union(change.changed)), change.kept)
 
     async def _locate_redis(self) -> RedisAddress:
         """Return where Redis is. The embedded one is joined again: what we had joined may have come to its end."""

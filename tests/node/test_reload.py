@@ -55,7 +55,7 @@ def effect_of(*names: str) -> Callable[[Effect], Effect]:
 def reloaded(run: Running, **changes: Any) -> None:
     """Change options of a node that serves; just these have changed then."""
     run.options = replace(run.options, **changes)
-    assert run.node.reload(run.options) == (tuple(name for name in OPTIONS if name in changes), ())
+    assert run.node.reload(run.options)[1:] == (tuple(name for name in OPTIONS if name in changes), ())
 
 
 @pytest.mark.parametrize("name", RELOADABLE)
@@ -78,7 +78,7 @@ async def _(server: RedisServer, folder: Path) -> None:
         await run.is_back()
         server.command("ACL", "SETUSER", "node", "resetpass", ">newer")
         second.write_text("newer\n")
-        assert run.node.reload() == (("redis_password_file",), ())
+        assert run.node.reload()[1:] == (("redis_password_file",), ())
         gaps = run.node._session.gaps
         server.kill_clients()
         await until(lambda: run.node._session.gaps > gaps and run.node._session.up)
@@ -120,7 +120,8 @@ async def _(server: RedisServer, folder: Path) -> None:
 @effect_of("tls_cert", "tls_key")
 async def _(server: RedisServer, folder: Path) -> None:
     first, second = folder / "first", folder / "second"
-    first.mkdir(), second.mkdir()
+    for each in (first, second):
+        each.mkdir()
     old, new = Certificates(first), Certificates(second)
     async with running(server, **old.options) as run:
         peer = await secure(run, old, 1)
@@ -363,8 +364,12 @@ async def _(server: RedisServer, _: Path) -> None:
             reloaded(run, **{name: 100_000})
             assert (await scrape(run))("queue_limit_bytes") == run.options.node_queue_limit
             await send(2)
-            await until(lambda run=run: run.online == {"2": "1"})
+            await gone(run)
             assert run.node._connections.cut == {"connection": 0, "node": 0, kind: 1}
+
+
+async def gone(run: Running) -> None:
+    await until(lambda: run.online == {"2": "1"})
 
 
 @effect_of("bus_queue_limit")
@@ -387,7 +392,7 @@ def test_each_option_that_can_change_has_an_effect_that_is_tested() -> None:
     assert set(EFFECTS) == set(RELOADABLE)
 
 
-SAMPLES = {"bind": "127.0.0.1:7001", "node": "n", "nodes": ("127.0.0.1:6001", "m"), "public_url": "ws://h"}
+SAMPLES: dict[str, Any] = {"bind": "127.0.0.1:7001", "node": "n", "nodes": ("127.0.0.1:6001", "m"), "public_url": "ws://h"}
 SAMPLES |= {"admin_bind": "off", "redis_url": "redis://other", "embedded": False, "prefix": "p", "path": "/other"}
 
 
