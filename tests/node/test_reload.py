@@ -392,7 +392,12 @@ def test_each_option_that_can_change_has_an_effect_that_is_tested() -> None:
     assert set(EFFECTS) == set(RELOADABLE)
 
 
-SAMPLES: dict[str, Any] = {"bind": "127.0.0.1:7001", "node": "n", "nodes": ("127.0.0.1:6001", "m"), "public_url": "ws://h"}
+SAMPLES: dict[str, Any] = {
+    "bind": "127.0.0.1:7001",
+    "node": "n",
+    "nodes": ("127.0.0.1:6001", "m"),
+    "public_url": "ws://h",
+}
 SAMPLES |= {"admin_bind": "off", "redis_url": "redis://other", "embedded": False, "prefix": "p", "path": "/other"}
 
 
