@@ -8,8 +8,10 @@ import pty
 import signal
 import socket
 import ssl
+import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from freeim import ImHelper
 from freeim.config import Options
 from freeim.lifeline import REFUSED, Lifeline, pack, unpack
 from tests.certificates import Certificates
-from tests.cli.command import MODULE, Server, free_ports, wait_until_gone
+from tests.cli.command import MODULE, Server, environment, free_ports, wait_until_gone
 from tests.node.scrape import Scrape, fetch
 from tests.servers import RedisServer, free_port
 
@@ -243,11 +245,32 @@ def test_a_worker_that_starts_later_has_what_was_reloaded(redis_server: RedisSer
         assert server.worker_ids(2)[0] == before[0]
 
 
-def test_a_worker_that_starts_while_options_are_reloaded_has_them(redis_server: RedisServer, group: Deployment) -> None:
-    with Server(*group.args) as server:
+# Starting takes a second longer, until the supervisor knows the process.
+SLOW_START = """
+import asyncio, sys
+import freeim.supervisor as supervisor
+from freeim.cli import main
+
+start = supervisor.start
+
+async def slowly(*args, **more):
+    process = await start(*args, **more)
+    await asyncio.sleep(1)
+    return process
+
+supervisor.start = slowly
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("program", [MODULE, (*MODULE[:2], "-c", SLOW_START)], ids=["as it is", "slowly"])
+def test_a_worker_that_starts_while_options_are_reloaded_has_them(
+    redis_server: RedisServer, group: Deployment, program: tuple[str, ...]
+) -> None:
+    with Server(*group.args, program=program) as server:
         server.logged("starting 2 workers")
         group.write("bus_queue_limit = 5")
-        for _ in range(20):
+        for _ in range(10):
             server.tell_group(signal.SIGHUP)
             time.sleep(0.05)
         server.banner()
@@ -328,6 +351,7 @@ def test_a_sighup_that_comes_shortly_before_the_end_of_the_terminal_is_its_end(
         os.close(terminal)
         server.banner()
         server.reload()  # from a shell, say
+        time.sleep(0.05)
         os.close(leader)
         assert server.wait() == 0
         assert "stopping: SIGHUP, the terminal is gone" in server.stderr
@@ -348,6 +372,31 @@ def test_under_nohup_the_end_of_the_terminal_is_survived(redis_server: RedisServ
 
 
 # ---- the lifeline of a worker
+
+
+def test_a_worker_that_gets_new_options_together_with_the_first_takes_both(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    first = Options(bind=f"127.0.0.1:{free_port()}", redis_url=redis_server.url).for_worker()
+    log = tmp_path / "log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [*MODULE[:2], "-m", "freeim.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment(),
+        )
+    with process:
+        assert process.stdin is not None
+        process.stdin.write(pack(first) + pack(replace(first, origins=("https://a",))) + REFUSED)
+        process.stdin.flush()
+        deadline = time.monotonic() + 20
+        while "reloaded, changed: --origins" not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        process.stdin.close()
+        assert process.wait(20) == 0
 
 
 def test_a_lifeline_brings_each_line_once_however_they_come() -> None:

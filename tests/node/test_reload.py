@@ -250,13 +250,13 @@ async def _(server: RedisServer, _: Path) -> None:
 
 @effect_of("ping_interval")
 async def _(server: RedisServer, _: Path) -> None:
-    async with running(server, ping_interval=3600, ping_timeout=0.2) as run:
+    async with running(server, ping_interval=86_400, ping_timeout=0.2) as run:
         raw = await run.raw_client(1)
         reloaded(run, ping_interval=0.3)
-        for _ in range(3):
-            assert await raw.frame() == (9, b"")
+        for seen in range(3):
+            assert await raw.frame() == (9, b""), seen
             raw.send(frame(10))
-        reloaded(run, ping_interval=3600)
+        reloaded(run, ping_interval=86_400)
         raw.send(frame(9, b"asked"))
         while (received := await raw.frame()) == (9, b""):
             raw.send(frame(10))
@@ -516,6 +516,15 @@ async def test_after_any_order_of_good_and_bad_options_the_last_good_ones_are_in
         assert await peer.fence() == []
 
 
+def test_what_takes_a_restart_keeps_the_value_of_the_last_reload(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    argv = ["--config", str(file), "--redis-url", "redis://h"]
+    sources = Sources(argv, {}, Options(redis_url="redis://h"))
+    for text, send_buffer in (("send_buffer = 3000", 3000), ("send_buffer = 0", 3000), ("send_buffer = 4000", 4000)):
+        file.write_text(text)
+        assert sources.read_again().send_buffer == send_buffer
+
+
 async def test_a_reload_of_ping_times_pings_each_terminal_once_an_interval_still_spread(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -539,3 +548,7 @@ async def test_a_reload_of_ping_times_pings_each_terminal_once_an_interval_still
             each.cancel()
         await asyncio.gather(*answering, return_exceptions=True)
         assert all(2 <= count <= 4 for count in pings), pings
+        for raw in raws:
+            raw.close()
+        await until(lambda: run.node._connections.accepted == 0)
+        assert not any(run.node._connections.clockwork._pings._slots), "who is gone is pinged no more"
