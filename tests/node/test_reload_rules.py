@@ -20,7 +20,7 @@ from freeim.errors import ConfigError
 from freeim.node.node import Node
 from freeim.reload import Sources, reload_node
 from tests.certificates import Certificates
-from tests.node.harness import Running, frame, running, until
+from tests.node.harness import Running, frame, running, told, until
 from tests.node.scrape import scrape
 from tests.node.test_reload import RELOADABLE, reloaded
 from tests.node.test_tls import secure
@@ -157,6 +157,21 @@ def test_what_takes_a_restart_keeps_the_value_of_the_last_reload(tmp_path: Path)
     for text, send_buffer in (("send_buffer = 3000", 3000), ("send_buffer = 0", 3000), ("send_buffer = 4000", 4000)):
         file.write_text(text)
         assert sources.read_again().send_buffer == send_buffer
+
+
+def test_the_embedded_redis_of_the_start_is_no_change(caplog: pytest.LogCaptureFixture) -> None:
+    sources = Sources([], {}, Options().for_embedded())
+    assert sources.read_again() == Options(embedded=True)
+    assert caplog.messages == []
+
+
+async def test_a_new_limit_beyond_the_descriptors_is_told(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(redis_server) as run:
+        for _ in range(2):
+            run.node.reload(replace(run.options, max_connections=2**31 - 1))
+        assert len([line for line in told(caplog) if "--max-connections is 2147483647" in line]) == 1
 
 
 async def test_a_reload_of_ping_times_pings_each_terminal_once_an_interval_still_spread(
