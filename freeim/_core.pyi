@@ -87,6 +87,7 @@ class Channel: ...
 @final
 class Router:
     open: bool
+    window_limit: int
     def __init__(
         self,
         system: bytes,
@@ -121,8 +122,6 @@ class Router:
     def fanout_sizes(self) -> tuple[tuple[int | None, int], ...]: ...
     @property
     def dropped(self) -> int: ...
-    @property
-    def window_limit(self) -> int: ...
     @property
     def window_size(self) -> int: ...
     @property
@@ -173,6 +172,8 @@ class Connection:
 @final
 class Fanout:
     midread: bool
+    queue_limit: int
+    node_queue_limit: int
     def __init__(
         self,
         call_soon: Callable[[Callable[[], None]], object],
@@ -181,10 +182,6 @@ class Fanout:
         node_queue_limit: int,
         slice_ms: float = 5.0,
     ) -> None: ...
-    @property
-    def queue_limit(self) -> int: ...
-    @property
-    def node_queue_limit(self) -> int: ...
     @property
     def waiting(self) -> int: ...
     @property
