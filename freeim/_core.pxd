@@ -21,6 +21,7 @@ cdef enum Kind:
 
 cdef enum:
     KINDS = 5                         # one more than the last Kind
+    AGES = 32                         # in which a log tells how old its messages are
     SIZE_CLASSES = 11                 # of fan-out: 0, up to 1, 4, 16, 64, ... 65,536 connections, and more
 
 
@@ -51,6 +52,7 @@ cdef class Client:
         readonly bint tracked         # its Client hash was read at least once, so Redis may track the key
         long long since               # position of the first message that waits
         long long settled             # position at which it last stopped waiting: what is before it has been replayed
+        public Log log                # what it may come back for; None where no connection of it can be resumed
 
 
 @cython.final
@@ -169,6 +171,7 @@ cdef class Router:
     cdef NoResult _replay(self, Client client) except NoResult.FAILED
     cdef NoResult _deliver_direct(self, Client client, Message message) except NoResult.FAILED
     cdef NoResult _deliver(self, Client client, Message message) except NoResult.FAILED
+    cdef NoResult _deliver_and_log(self, Client client, Message message) except NoResult.FAILED
     cdef NoResult _receipt(self, Message message, bytes receiver, bint delivered) except NoResult.FAILED
 
 
@@ -209,6 +212,39 @@ cdef class Queue:
         bint answer                   # the first is not a frame but the answer to the request
 
     cdef ssize_t send(self, int fd) except? -1
+
+
+@cython.final
+cdef class Log:
+    cdef:
+        Logs logs
+        Queue queue                   # the frames of the messages `forgotten` + 1 to `last`
+        readonly long long last       # number of the newest message: so many were delivered to the client so far
+        readonly long long forgotten  # number of the newest that is not here any more
+        public int away               # connections that are lost and may be resumed, without those that have been
+        readonly bint ended           # takes nothing more
+        long long age                 # when it was looked at last, in `Logs.age`
+        long long[AGES] before        # age % AGES -> `last` when that age began, for the last AGES ages
+
+    cdef Py_ssize_t cost(self) noexcept
+    cdef NoResult append(self, bytes frame) except NoResult.FAILED
+    cdef NoResult forget(self, long long number) except NoResult.FAILED
+    cdef NoResult grow_older(self) except NoResult.FAILED
+    cdef NoResult forget_older(self, long long ages) except NoResult.FAILED
+
+
+@cython.final
+cdef class Logs:
+    cdef:
+        Backlog backlog               # the memory of all frames that are in some log
+        public Py_ssize_t others      # bytes that count for the limit besides the frames
+        readonly Py_ssize_t log_limit
+        readonly Py_ssize_t limit
+        public long long age          # of the node, from AGES on: messages are kept for AGES - 1 of these, at least
+        object _turns                 # deque of Log: all that have not ended, and some that have
+
+    cdef Py_ssize_t memory_now(self) noexcept
+    cdef NoResult relieve(self) except NoResult.FAILED
 
 
 @cython.final

@@ -5,6 +5,7 @@ import heapq
 import os
 import socket
 from collections import OrderedDict, deque
+from itertools import islice
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Next
@@ -73,6 +74,9 @@ cdef extern from *:
     int epoll_wait(int fd, epoll_event* events, int count, int timeout) nogil
     int freeim_accept(int listener) nogil
 
+cdef extern from *:
+    bint unlikely(bint condition) noexcept  # of Cython's own preamble: what follows stays out of the way of the rest
+
 HAVE_EPOLL = bool(FREEIM_HAVE_EPOLL)
 
 include "_core_resp.pxi"
@@ -80,4 +84,5 @@ include "_core_decode.pxi"
 include "_core_route.pxi"
 include "_core_fanout.pxi"
 include "_core_socket.pxi"
+include "_core_log.pxi"
 include "_core_inbound.pxi"

@@ -40,6 +40,17 @@ cdef class Connection:
         if self.first is not None:
             self.fanout.add(self)
 
+    def put_first(self, list frames not None):
+        """Before the 101: let frames go out before all that waits."""
+        if not frames:
+            return
+        if self.first is not None:
+            frames = [*frames, self.first]
+            if self.more is not None:
+                frames += self.more
+        self.first = frames[0]
+        self.more = frames[1:] or None
+
     def detach_transport(self):
         """The transport is about to close its descriptor; from here on nothing may be sent on it."""
         self.transport = None

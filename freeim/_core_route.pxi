@@ -463,6 +463,8 @@ cdef class Router:
         cdef Connection connection
         if message.frame is None:
             return NoResult.DONE
+        if unlikely(client.log is not None):
+            return self._deliver_and_log(client, message)
         if client.id == message.sender and len(client.connections) <= 1:
             return NoResult.DONE
         for connection in client.connections:
@@ -470,8 +472,18 @@ cdef class Router:
             self.deliveries += 1
         return NoResult.DONE
 
+    cdef NoResult _deliver_and_log(self, Client client, Message message) except NoResult.FAILED:
+        """As `_deliver`, for a client that may come back: connections that are away count as the living ones do."""
+        cdef Connection connection
+        if client.id == message.sender and len(client.connections) + client.log.away <= 1:
+            return NoResult.DONE
+        for connection in client.connections:
+            connection.push(message.frame)
+            self.deliveries += 1
+        return client.log.append(message.frame)
+
     cdef NoResult _deliver_direct(self, Client client, Message message) except NoResult.FAILED:
-        cdef bint delivered = len(client.connections) > 0
+        cdef bint delivered = len(client.connections) > 0 or (client.log is not None and client.log.away > 0)
         self._deliver(client, message)
         self._receipt(message, client.id, delivered)
         return NoResult.DONE

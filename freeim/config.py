@@ -236,6 +236,23 @@ class Options:
         reload=True,
     )
 
+    resume_window: float = _seconds(
+        0.0,
+        "Time in which a terminal that asks for it (?resume=) may come back and get what it missed; until then it "
+        "stays online. 0 is off.",
+        reload=False,
+        minimum=0,
+    )
+    resume_buffer: int = _bytes(
+        524_288, "Memory of the messages that are kept for one client that may come back.", reload=False, minimum=1
+    )
+    node_resume_buffer: int = _bytes(
+        268_435_456,
+        "Memory of all that is kept for clients that may come back; beyond it, the oldest messages are forgotten.",
+        reload=False,
+        minimum=65_536,
+    )
+
     def __post_init__(self) -> None:
         for option in OPTIONS.values():
             check_value(option, getattr(self, option.name))
@@ -251,6 +268,13 @@ class Options:
                 ": no message of that length could ever come",
                 "inbound_rate",
                 "max_inbound",
+            )
+        if self.resume_window and self.resume_buffer > self.queue_limit:
+            raise ConfigError(
+                f"resume_buffer ({self.resume_buffer} bytes) must not be more than queue_limit ({self.queue_limit} "
+                "bytes): all that is kept may wait for a terminal that has just come back",
+                "resume_buffer",
+                "queue_limit",
             )
         self._check_redis()
         self._check_workers()

@@ -19,6 +19,7 @@ from freeim.node.decode import BadPayload, decode_token
 from freeim.node.handshake import Handshake
 from freeim.node.http import Refusal, Request, token_of, websocket_key
 from freeim.node.presence import FENCED, USED, Presence
+from freeim.node.resume import Resume, resume_of
 from freeim.node.session import Session
 from freeim.node.sparse_log import SparseLog
 from freeim.node.state import tell_state
@@ -55,7 +56,7 @@ class Connections:
     def __init__(self, options: Options, names: Names, session: Session, presence: Presence) -> None:
         self.options = options
         self.living: dict[int, Connection] = {}
-        """Number to connection: all that Redis has counted and whose socket is open."""
+        """Number to connection: all that Redis has counted, and whose socket is open or that are away."""
         self.draining = False
         self._stopped = False
         self.accepted = 0
@@ -83,6 +84,7 @@ class Connections:
         self.fanout = Fanout(self._loop.call_soon, self._too_slow, options.queue_limit, options.node_queue_limit)
         self._slow_log = SparseLog(logging.INFO, TOO_SLOW_PER_MINUTE, "cut %d more connections that read too slowly")
         self.admission = Admission(options)
+        self.resume = Resume(options, self._leave)
         self._attached = 0
         """Connections from the begin of their opening until their socket is gone."""
         self.router: Router | None = None
@@ -159,6 +161,8 @@ class Connections:
         self._check_room()
         self._check_ready()
         handshake.token = token_of(request)
+        if self.options.resume_window:
+            handshake.resume = resume_of(request)
         self._session.send(lambda reply: self._token_read(handshake, reply), "GET", self._names.token(handshake.token))
 
     def _check_room(self) -> None:
@@ -239,6 +243,8 @@ class Connections:
         self._attached += 1
         # At the same moment on both connections: the reader gets the membership, the writer counts and publishes.
         self.router.attach(client_id, connection)
+        if handshake.resume is not None:
+            self.resume.opens(connection, handshake.resume)
         self._send_open(connection, handshake.token)
 
     def _send_open(self, connection: Connection, token: str) -> None:
@@ -321,6 +327,7 @@ class Connections:
         terminal = Terminal(self, connection, transport)
         connection.owner = terminal
         self.admission.hand_over(handshake, terminal)
+        self.resume.begins(connection)
         terminal.start(key, rest)
 
     def opened(self, terminal: Terminal) -> None:
@@ -355,6 +362,7 @@ class Connections:
         """Take an opening back: whether Redis has counted it or not, its close comes after it."""
         connection, handshake.connection = handshake.connection, None
         assert connection is not None
+        self._attached -= 1
         self._leave(connection)
         if connection.client.attached == 0:
             self._presence.forget(connection.client.id)
@@ -387,6 +395,7 @@ class Connections:
         assert self.router is not None
         if connection.begin_close(frame or close_frame(code, reason), code):
             self.router.retire(connection)
+            self.resume.closes(connection, by, code)
             if isinstance(connection.owner, Terminal):
                 self._close_begins(connection.owner, by, code)
 
@@ -401,6 +410,7 @@ class Connections:
         """Close all connections of a client, as FreeIM does."""
         for connection in list(client.connections):
             self.close(connection, CloseCode.GOING_AWAY, "disconnect")
+        self.resume.force_offline(client)
 
     def broken(self, connection: Connection, code: int, reason: str) -> None:
         """A terminal broke the rules."""
@@ -417,12 +427,15 @@ class Connections:
         connection.owner = None  # else the two would keep each other, and no collector looks at what is old
         self._closing.finish(terminal)
         self.clockwork.remove(terminal)
-        self._leave(connection)
+        self._attached -= 1
+        if not self.resume.keeps(connection):
+            self._leave(connection)
         self._socket_gone(terminal)
 
     def _leave(self, connection: Connection) -> None:
+        """Take the presence of a connection out."""
         assert self.router is not None
-        self._attached -= 1
+        self.resume.ended(connection)
         self.living.pop(connection.number, None)
         self.router.detach(connection)
         self._presence.close(connection.number)
@@ -468,6 +481,7 @@ class Connections:
         for deadlines in (self._handshakes, self._lingering, self._closing):
             deadlines.expire(now)
         self.admission.look_at_clock(now)
+        self.resume.look_at_clock(now)
 
     def _no_pong(self, connection: Connection) -> None:
         log.info("cut a connection of client %s: it did not answer a ping", connection.client.id.decode())
@@ -480,7 +494,7 @@ class Connections:
 
     async def drain(self) -> None:
         """Close every connection with 1012, spread over the drain time, and wait until they are gone or cut."""
-        self.draining = True
+        self.draining = self.resume.stopping = True
         connections = list(self.living.values())
         pause = self.options.drain / len(connections) * CLOSES_PER_TURN if connections else 0.0
         batch = CLOSES_PER_TURN
@@ -489,7 +503,8 @@ class Connections:
             pause = self.options.drain * batch / len(connections)
         for start in range(0, len(connections), batch):
             for connection in connections[start : start + batch]:
-                self.close(connection, CloseCode.SERVICE_RESTART, "service restart")
+                if not self.resume.end(connection):
+                    self.close(connection, CloseCode.SERVICE_RESTART, "service restart")
             await asyncio.sleep(pause)
         if self.living:
             self._emptied.clear()

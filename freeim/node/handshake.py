@@ -53,6 +53,7 @@ class Handshake(asyncio.Protocol):
         "half_closed",
         "key",
         "proxy_read",
+        "resume",
         "token",
         "transport",
     )
@@ -68,6 +69,8 @@ class Handshake(asyncio.Protocol):
         """A PROXY header was read, or none can come any more."""
         self.key = ""
         self.token = ""
+        self.resume: str | None = None
+        """The last id of a terminal that may come back, "" at its first connection; see `Resume`."""
         self.finished = False
         self.half_closed = False
         """The peer has ended its side: it can read an answer, but be no terminal."""

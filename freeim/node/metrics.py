@@ -61,13 +61,15 @@ class Metrics(Collector):
         yield from self._connections()
         yield from self._messages()
         yield from self._losses()
+        yield from self._resume()
         yield from self._redis()
         yield from self._process()
 
     def _connections(self) -> Iterator[Metric]:
         connections, acceptor = self._node._connections, self._node._acceptor
-        yield _gauge("connections", "WebSocket connections that are open and counted.", len(connections.living))
-        yield _gauge("clients", "Clients with a connection here.", len(self._node._bus.router.clients))
+        open_now = len(connections.living) - connections.resume.away
+        yield _gauge("connections", "WebSocket connections that are open and counted.", open_now)
+        yield _gauge("clients", "Clients with a connection here, open or away.", len(self._node._bus.router.clients))
         yield _gauge("sockets", "Sockets of terminals that are open, WebSocket or not yet.", connections.accepted)
         yield _gauge("sockets_limit", "Sockets that the limit of descriptors allows.", acceptor.capacity)
         yield _labelled(
@@ -121,6 +123,29 @@ class Metrics(Collector):
             ("limit",),
             connections.cut,
         )
+
+    def _resume(self) -> Iterator[Metric]:
+        resume = self._node._connections.resume
+        yield _gauge("resume_away", "Connections that are lost and may be resumed.", resume.away)
+        yield _labelled(
+            CounterMetricFamily,
+            "freeim_resume_away_ended",
+            "Connections that are not away any more, by what ended it.",
+            ("reason",),
+            resume.ends,
+        )
+        yield _labelled(
+            CounterMetricFamily,
+            "freeim_resumes",
+            "Terminals that came back with a last id: resumed, or told that they missed something and why.",
+            ("result",),
+            resume.results,
+        )
+        yield _counter("resume_replayed_messages", "Messages that were sent again from a log.", resume.replayed)
+        yield _gauge(
+            "resume_memory_bytes", "Memory of what is kept for terminals that may come back.", resume.logs.memory
+        )
+        yield _gauge("resume_memory_limit_bytes", "Memory that it may take.", resume.logs.limit)
 
     def _redis(self) -> Iterator[Metric]:
         session = self._node._session

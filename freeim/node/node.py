@@ -121,7 +121,7 @@ class Node:
             self._redis_watch = RedisWatch(self._session, self._bus)
             self._master_watch = MasterWatch(self._session, self._find_redis if self._redis_url else None)
             self._burier = Burier(self._session, names, self._presence.epoch, self._presence.bury)
-            self._connections.router = self._bus.router
+            self._connections.router = self._connections.resume.router = self._bus.router
             tls = self._files.context
             gate = None if tls is None else TlsGate(tls, self._connections, options.handshake_timeout)
             self._acceptor = Acceptor(
@@ -324,6 +324,7 @@ class Node:
     # ---- what the session asks
 
     def on_gap(self) -> None:
+        self._connections.resume.gap()
         self._bus.hold()
 
     async def recover(self) -> None:

@@ -39,6 +39,10 @@ class Deadlines(Generic[T]):
     def __contains__(self, thing: T) -> bool:
         return thing in self._due
 
+    def first(self) -> T:
+        """Return what ends first; there must be something."""
+        return next(iter(self._due))
+
     def things(self) -> Iterable[T]:
         """Return everything that has not finished."""
         return list(self._due)

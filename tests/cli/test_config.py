@@ -74,6 +74,9 @@ def test_the_defaults_are_those_that_are_promised() -> None:
         "queue_limit": 1024 * 1024,
         "node_queue_limit": 256 * 1024 * 1024,
         "bus_queue_limit": 256 * 1024 * 1024,
+        "resume_window": 0.0,
+        "resume_buffer": 512 * 1024,
+        "node_resume_buffer": 256 * 1024 * 1024,
     }
 
 
@@ -135,6 +138,15 @@ def test_ports_of_metrics_that_overlap_those_of_terminals_are_refused(admin: int
 def test_ports_of_metrics_beyond_the_last_port_are_refused() -> None:
     assert "would go beyond port 65535" in refused(admin_bind="127.0.0.1:65533", workers=4)
     assert Options(admin_bind="127.0.0.1:65532", workers=4).for_worker(3).admin_bind == "127.0.0.1:65535"
+
+
+def test_what_is_kept_for_a_terminal_must_fit_into_its_queue() -> None:
+    assert refused(resume_window=60.0, resume_buffer=300_001, queue_limit=300_000) == (
+        "resume_buffer (300001 bytes) must not be more than queue_limit (300000 bytes): all that is kept may wait for "
+        "a terminal that has just come back"
+    )
+    Options(resume_window=60.0, resume_buffer=300_000, queue_limit=300_000)
+    Options(queue_limit=300_000)
 
 
 @pytest.mark.parametrize("node", ["", "a b", "a,b", "a\n", "a\x00", "{host}", "{", "a}", "{index"])

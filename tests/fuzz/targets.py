@@ -25,6 +25,7 @@ from freeim.names import SYSTEM_GUID, Names
 from freeim.node.connections import Connections
 from freeim.node.decode import BadPayload, decode_token, decode_tolerantly
 from freeim.node.http import Refusal, parse_head, response, token_of, websocket_key
+from freeim.node.resume import LastId, resume_of
 from freeim.node.terminal import Terminal
 from freeim.node_list import NodeView, registered_nodes
 from freeim.notices import Notices
@@ -51,6 +52,8 @@ def outcome(data: bytes) -> int:
         return refusal.status
     assert key.isascii()
     assert token.isascii()
+    last_id = LastId.parse(resume_of(request) or "")
+    assert last_id is None or LastId.parse(str(last_id)) == last_id
     return 101
 
 

@@ -20,7 +20,10 @@ lines = st.builds(
 starts = st.builds(
     lambda method, target, version: b" ".join([method, target, version]),
     st.sampled_from([b"GET", b"POST", b"HEAD", b"", b"G\tT"]),
-    st.sampled_from([b"/ws", b"/ws?token=", b"/ws?token=%00", b"*", b"http://x/ws", b"/\x7f"]) | st.binary(max_size=20),
+    st.sampled_from(
+        [b"/ws", b"/ws?token=", b"/ws?token=%00", b"*", b"http://x/ws", b"/\x7f", b"/ws?token=abc&resume=%"]
+    )
+    | st.binary(max_size=20),
     st.sampled_from([b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9.9", b"http/1.1", b""]),
 )
 heads = st.builds(lambda start, rest: b"\r\n".join([start, *rest]), starts, st.lists(lines, max_size=12))

@@ -22,6 +22,7 @@ ON_BOTH_TRANSPORTS = {
     "test_origins",
     "test_proxies",
     "test_refused",
+    "test_resume",
     "test_slow_terminals",
     "test_tls",
 }

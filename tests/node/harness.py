@@ -271,10 +271,10 @@ class Running:
         self._raw.append(raw)
         return raw
 
-    async def raw_client(self, client: ClientId, rest: bytes = b"") -> Raw:
-        """Connect a terminal that is a plain socket; `rest` goes out together with the request."""
+    async def raw_client(self, client: ClientId, rest: bytes = b"", query: str = "") -> Raw:
+        """Connect a terminal that is a plain socket; `rest` goes out together with the request, `query` in its URL."""
         raw = await self.raw()
-        raw.send(self.request(self.token(client)) + rest)
+        raw.send(self.request(self.token(client) + query) + rest)
         status, _, _ = await raw.response()
         assert status == 101
         return raw

@@ -42,7 +42,7 @@ async def only_is_left_after_rest(run: Running, raw: Raw, other: Peer) -> None:
     await only_is_left(run, other)
 
 
-async def slow_raw_client(run: Running, client: ClientId) -> Raw:
+async def slow_raw_client(run: Running, client: ClientId, query: str = "") -> Raw:
     """Connect a terminal with a small receive buffer that reads nothing after the 101, until `resume`."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -50,7 +50,7 @@ async def slow_raw_client(run: Running, client: ClientId) -> Raw:
     await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", run.node.port))
     raw = Raw(*await asyncio.open_connection(sock=sock))
     run._raw.append(raw)
-    raw.send(run.request(run.token(client)))
+    raw.send(run.request(run.token(client) + query))
     assert (await raw.response())[0] == 101
     pause(raw)
     return raw

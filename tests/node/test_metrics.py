@@ -25,6 +25,7 @@ from tests.node.harness import (
     running,
     until,
 )
+from tests.node.resuming import resumer
 from tests.node.scrape import Scrape, scrape
 from tests.node.terminals import NEVER_CUT, slow_raw_client
 from tests.servers import RedisServer
@@ -336,6 +337,32 @@ async def test_payloads_that_are_no_messages_are_counted_as_dropped(redis_server
             run.publish(payload)
         await run.heard_all()
         assert (await scrape(run)).labelled("dropped_messages_total") == {("malformed",): 4}
+
+
+async def test_who_is_away_who_came_back_and_what_is_kept_is_told(redis_server: RedisServer) -> None:
+    async with running(redis_server, resume_window=60.0) as run:
+        first, second = await resumer(run, 1), await resumer(run, 2)
+        found = await scrape(run)
+        assert [found(name) for name in ("connections", "resume_away", "resume_memory_bytes")] == [2, 0, 0]
+        assert found("resume_memory_limit_bytes") == 268_435_456
+        await first.lose()
+        await second.lose()
+        for _ in range(3):
+            run.publish(direct([1, 2], "kept"))
+        await run.heard_all()
+        found = await scrape(run)
+        assert [found(name) for name in ("connections", "clients", "resume_away")] == [0, 2, 2]
+        assert found("resume_memory_bytes") == run.node._connections.resume.logs.memory > 3 * 8
+        await first.connect()
+        await second.connect("unknown")
+        run.publish("__FreeIM__(ForceOffline)2")
+        await second.peer.ended()
+        await until(lambda: not run.node._connections.resume.away)
+        found = await scrape(run)
+        assert found.labelled("resumes_total") == {("resumed",): 1, ("unknown",): 1}
+        assert found.labelled("resume_away_ended_total") == {("resumed",): 1, ("offline",): 1}
+        assert found("resume_replayed_messages_total") == 3
+        assert found("resume_away") == 0
 
 
 async def test_a_lost_redis_is_down_a_gap_and_errors_and_up_again_when_it_is_back(

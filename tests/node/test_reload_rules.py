@@ -39,6 +39,7 @@ SAMPLES |= {"admin_bind": "off", "redis_url": "redis://other", "embedded": False
 def test_an_option_that_cannot_change_keeps_its_value_and_is_named(name: str) -> None:
     old = Options(embedded=name == "embedded", workers=2)
     other: dict[str, Any] = {"ids": "guid", "workers": 3, "takeover": True, "replace_nodes": True, **SAMPLES}
+    other |= {"resume_window": 60.0, "resume_buffer": 1000, "node_resume_buffer": 100_000}
     values = {name: other[name], **({"nodes": ("127.0.0.1:6001", "127.0.0.1:6002", "m")} if name == "nodes" else {})}
     if name == "node":
         values["node"] = "n{index}"
