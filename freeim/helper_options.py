@@ -90,7 +90,7 @@ class HelperCore:
 
     def view_commands(self) -> list[Command]:
         """Return the commands that read what the nodes registered."""
-        return [("GET", self.names.nodes), ("HGETALL", self.names.urls), ("GET", self.names.bus)]
+        return [("GET", self.names.nodes), ("GET", self.names.bus), ("HGETALL", self.names.urls)]
 
     def read_view(self, replies: Sequence[Any]) -> NodeView:
         """Take in what the nodes registered.
@@ -99,7 +99,7 @@ class HelperCore:
             NodesMismatch, NoNodes, ConfigError, FreeImError: See `make_view`, `registered_nodes`, `agreed_stream` and
                 `read_bus`.
         """
-        raw, urls, bus = replies
+        raw, bus, urls = replies
         items = urls.items() if isinstance(urls, dict) else zip(urls[::2], urls[1::2], strict=True)
         texts = {_text(name): _text(url) for name, url in items}
         registered = registered_nodes(self.names, raw)

@@ -3,7 +3,8 @@
 --
 -- KEYS  1 Stream+name
 -- ARGV  1 id of the last message that the node has handled  2 bytes to return, and up to 32 messages more
--- Returns {id of the newest message or false, 1 where no more follow, the entries after the id}.
+-- Returns {id of the newest message or false, 1 where no more follow, the entries after the id, the entry with that id
+-- or false}.
 
 local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local found, size, after, part = {}, 0, ARGV[1], nil
@@ -15,4 +16,5 @@ repeat
     after = entry[1]
   end
 until #part < 32 or size >= tonumber(ARGV[2])
-return {newest and newest[1] or false, #part < 32 and 1 or 0, found}
+local known = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
+return {newest and newest[1] or false, #part < 32 and 1 or 0, found, known or false}

@@ -387,6 +387,8 @@ class Node:
         """Redis dropped its keys (FLUSHALL): everything is compared and read again, on the connections that stand."""
         self._forgotten += 1
         self._bus.hold()
+        if self._stream is not None:
+            self._stream.forget()
         if not self._comparing:
             self._comparing = True
             self._spawn(self._compare())

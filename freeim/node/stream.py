@@ -76,7 +76,7 @@ class Stream:
         self._stream_key = names.stream(node)
         self._position_key = names.position(node)
         self._away_key = names.away(node)
-        self._lease_key = names.lease(node)
+        self._keys: list[str | bytes] = [names.lease(node), self._position_key, self._stream_key]
         self._loop = asyncio.get_running_loop()
         self._generation = 0
         """Counts the readings: the replies of one that was given up are of no use."""
@@ -84,6 +84,7 @@ class Stream:
         self._entries: deque[Any] = deque()
         """Of the chunk that is being handled."""
         self._last_chunk = False
+        self._dropped = False
         self._rest: Callable[[], Any] | None = None
         """Goes on with a message that has not reached everybody yet."""
         self._lost_told = 0
@@ -132,6 +133,10 @@ class Stream:
         self._give_up()
         self._fail(LinkLost("the connection to Redis was lost"))
 
+    def forget(self) -> None:
+        """Redis has dropped keys (FLUSHALL, or FLUSHDB of any database), perhaps the stream; `catch_up` follows."""
+        self._dropped = True
+
     def _give_up(self) -> None:
         self.behind = True
         self._generation += 1
@@ -164,8 +169,14 @@ class Stream:
         if isinstance(reply, Exception):
             self._fail(reply)
             return None
-        newest, last, self._entries = reply[0], reply[1], deque(reply[2])
-        self._last_chunk = bool(last)
+        newest, last, entries, known = reply
+        dropped, self._dropped = self._dropped, False
+        if dropped and not (known and self.position.is_at(read_entry(known))):
+            # What is there now is new, also where it came in the millisecond of the last message before.
+            self.position.restart()
+            self._read_chunk()
+            return None
+        self._entries, self._last_chunk = deque(entries), bool(last)
         if self.position.meet(None if newest is None else read_id(newest)):
             log.warning(
                 "Redis has lost messages of this node's stream that had been handled; those which were published and "
@@ -276,7 +287,7 @@ class Stream:
         start = self._kept_before(since)
         away = self._router.away() if self._router.tracking else {}
         marks = ((client, self._kept_before(position)[1]) for client, position in away.items())
-        flat = (part for client, at in marks if at > start[1] for part in (client, f"{at[0]}-{at[1]}"))
+        flat = (part for client, at in marks if at > start[1] for part in (client, _text(at)))
         # The marks first: a position without them would have everything delivered again, and that is all.
         for chunk in _chunks(flat, 2 * AWAY_PER_COMMAND):
             await self._session.call("HSET", self._away_key, *chunk)
@@ -287,9 +298,14 @@ class Stream:
         return self._kept[at - 1] if at else self._before_kept
 
     async def _write(self, place: StreamId, number: int) -> None:
-        keys: list[str | bytes] = [self._lease_key, self._position_key, self._stream_key]
-        script = load_script("position")
-        await self._session.run_and_wait(script, keys, self._epoch, f"{place[0]}-{place[1]}", number)
+        await self._session.run_and_wait(load_script("position"), self._keys, *self._values(place, number))
+
+    def _values(self, place: StreamId, number: int) -> tuple[str | int, ...]:
+        # The last message itself is left: by it a node sees that the stream is the one that it knows.
+        oldest, since = place, self._router.kept_since
+        if since is not None:  # a stop in the grace goes back to there
+            oldest = min(place, self._kept_before(since)[1])
+        return self._epoch, _text(place), number, _text(oldest)
 
     def stop(self) -> None:
         """Stop the timers."""
@@ -309,9 +325,7 @@ class Stream:
         seen, self._seen = self._seen, (self.position.id, self.position.number)
         if seen != self._written and seen[0] <= self.position.id and self._session.up:
             self._written = seen
-            keys: list[str | bytes] = [self._lease_key, self._position_key, self._stream_key]
-            (ms, sequence), number = seen
-            self._session.run(self._wrote, load_script("position"), keys, self._epoch, f"{ms}-{sequence}", number)
+            self._session.run(self._wrote, load_script("position"), self._keys, *self._values(*seen))
         if self._seen != seen:
             self._look()
 
@@ -323,6 +337,10 @@ class Stream:
 def _chunks(parts: Iterator[bytes | str], size: int) -> Iterator[list[bytes | str]]:
     while chunk := list(islice(parts, size)):
         yield chunk
+
+
+def _text(place: StreamId) -> str:
+    return f"{place[0]}-{place[1]}"
 
 
 def _place_of(kept: tuple[int, StreamId, int]) -> int:

@@ -127,6 +127,14 @@ class Position:
         self.id = entry.id
         return True
 
+    def is_at(self, entry: Entry | None) -> bool:
+        """Whether this is the last message handled. An id alone may come again in a stream that was dropped."""
+        return entry is not None and (entry.id, entry.number) == (self.id, self.number)
+
+    def restart(self) -> None:
+        """The stream was dropped as a whole: all that is in it is new."""
+        self.id, self.number = (0, 0), 0
+
     def meet(self, newest: StreamId | None) -> bool:
         """Compare with the newest message in Redis; go back to it where Redis has lost its data, or the last of them.
 
