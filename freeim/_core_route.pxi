@@ -348,8 +348,11 @@ cdef class Router:
             return
         self.finish()
         self._grace = _new_client(b"")
-        self._grace.since = self._position
+        self._grace.came = self._grace.since = self._position
+        if self._pending:  # what waits for those stays as well: they may go, and come back in the grace
+            self._grace.since = (<Client>next(iter(self._pending))).since
         self._pending[self._grace] = None
+        self._pending.move_to_end(self._grace, last=False)
         for client in self.clients.values():
             if not client.connections:
                 self._away[client.id] = client.since if client.pending else self._position
@@ -395,7 +398,7 @@ cdef class Router:
     @property
     def kept_since(self):
         """Position of the first message that is kept for clients to come; None outside of the grace."""
-        return None if self._grace is None else self._grace.since
+        return None if self._grace is None else max(self._grace.came, self._grace.since)
 
     cdef NoResult _await(self, Client client, bint fresh) except NoResult.FAILED:
         """A client comes back in the grace: it waits since before it came."""
@@ -404,7 +407,7 @@ cdef class Router:
             return NoResult.DONE
         client.came = self._position
         self._begin_pending(client)
-        client.since = self._grace.since if left is None else max(<long long>left, self._grace.since)
+        client.since = self._grace.came if left is None else left
         client.established = False  # until the new connection has been counted, the replay would be for nobody
         return NoResult.DONE
 
@@ -430,7 +433,7 @@ cdef class Router:
         """In the grace: whether a receiver of a message is away and has not had it."""
         left = self._away.get(receiver)
         if left is None:
-            return receiver not in self.clients and message.position >= self._grace.since
+            return receiver not in self.clients and message.position >= self._grace.came
         return message.position >= <long long>left
 
     cdef NoResult _give_up(self, Message message) except NoResult.FAILED:

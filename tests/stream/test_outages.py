@@ -7,8 +7,9 @@ import logging
 
 import pytest
 
-from freeim import ImHelper
+from freeim import ImHelper, RedisUnavailable
 from tests.faults.proxy import Proxy
+from tests.faults.sentinels import watched
 from tests.node.harness import Peer, Running, direct, running, told, until
 from tests.servers import RedisServer
 from tests.stream.publishers import Publishers, on_stream
@@ -166,6 +167,30 @@ async def test_a_redis_whose_clock_is_behind_takes_nothing_new_for_old(
             await until(lambda: len(peer.seen) >= 2, f"both; there are {peer.seen}")
             assert peer.seen == ['"by the new clock 2"', '"by the new clock 3"']
             assert any("has lost messages of this node's stream" in line for line in told(caplog, logging.WARNING))
+
+
+async def test_after_a_failover_all_that_the_new_master_has_arrives() -> None:
+    with watched(1) as redis, ImHelper(redis.url) as helper:
+        async with running(redis.master, **on_stream(redis_url=redis.url)) as run:
+            peer = await member(run)
+            for number in range(20):
+                helper.send_message(0, 1, f"old {number}")
+            assert len(await peer.fence()) == 20
+            assert redis.master.command("WAIT", 1, 5000) == 1
+            await asyncio.to_thread(redis.master.stop)
+            await asyncio.to_thread(redis.wait_failover)
+            sent = []
+            for number in range(200):
+                try:
+                    await asyncio.to_thread(helper.send_message, 0, 1, number)
+                except RedisUnavailable as error:
+                    assert not error.maybe_sent
+                else:
+                    sent.append(str(number))
+                await asyncio.sleep(0.005)
+            assert len(sent) > 100
+            await until(lambda: peer.seen and peer.seen[-1] == sent[-1], "the last one", 20)
+            assert peer.seen == sent
 
 
 async def test_what_was_trimmed_is_counted_exactly_and_told(

@@ -135,7 +135,7 @@ async def test_a_stop_that_takes_its_time_loses_nothing_and_repeats_nothing(
             sent = publishers.count()
             await until(lambda: publishers.count() > sent + 30)
         for peer in peers:
-            got[peer.client] += peer.seen
+            got[int(peer.client)] += peer.seen
     lengths = sorted(len(seen) for client, seen in got.items() if client != 1)
     assert lengths[-1] - lengths[0] > 20, "they were not closed at different times"
     async with running(redis_server, **on_stream()) as run:
