@@ -181,18 +181,23 @@ class Bus:
             tracking: Whether Redis tracks this connection now.
         """
         unread, self._unread = self._unread, []
-        unrouted, self._unrouted = self._unrouted, []
-        for message in unrouted:
-            self._take_other(b"", message)
         if not tracking:
             self._release(unread)
             self.router.set_tracking(False)
+            self._route_again()
             return
         if not self.router.tracking:
             # Everybody's membership is unknown, since it was not kept.
             self.router.set_tracking(True)
             unread = self.router.hold_all()
+        self._route_again()
         self._reread_chunk(unread, self._generation)
+
+    def _route_again(self) -> None:
+        unrouted, self._unrouted = self._unrouted, []
+        for message in unrouted:
+            self._take_other(b"", message)
+        self.router.finish()
 
     def fall_back(self) -> None:
         """From now on read the members of a channel for each message to it, as FreeIM does."""

@@ -101,7 +101,7 @@ class Stream:
         """Handle what was published on the node's channel; see `Router.take`."""
         if not payload.startswith(_HEAD):
             return self._router.take(payload)  # published without the stream: heard now or never
-        if self.behind or not self._router.open:
+        if self.behind:
             return None
         entry = split_heard(payload)
         if entry is None:
@@ -280,6 +280,8 @@ class Stream:
             hiredis.HiredisError, OSError: Redis failed.
         """
         self.lose()
+        if await self._session.call("GET", self._keys[0]) != self._epoch.encode():
+            return  # another instance has taken the name, and goes on from its own position
         since = self._router.kept_since
         if since is None:
             await self._write(self.position.id, self.position.number)

@@ -187,3 +187,16 @@ def test_where_too_much_is_kept_the_oldest_go_first_and_are_counted() -> None:
     assert [(int(text), said) for text, receiver, said in desk.receipts if receiver == b"2"] == [
         (number, False) for number in range(100)
     ]
+
+
+def test_who_is_sent_away_in_its_replay_gets_later_only_what_came_behind_the_order(desk: Desk) -> None:
+    connection = desk.begin(b"1")
+    desk.router.route(direct("before", b"1"))
+    desk.router.route(Message.force_offline(b"1"))
+    desk.router.route(direct("behind", b"1"))
+    desk.router.members(connection.client, [])
+    desk.router.confirm(connection)
+    connection.attach_transport(desk.wires[connection], -1)
+    assert desk.got(connection) == [b"before", b"close"]
+    desk.router.detach(connection)
+    assert desk.got(desk.connect(b"1")) == [b"behind"]

@@ -118,6 +118,31 @@ async def test_a_redis_that_is_killed_and_restarted_with_its_data_loses_nothing_
             publishers.all_came_once_in_order(await last_of(helper, peer))
 
 
+async def test_without_tracking_what_waits_for_the_members_of_its_channel_outlives_a_cut(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts as handled, and is not read again: so it must not be dropped with the look-up of the members."""
+    with Proxy(redis_server.port) as proxy, ImHelper(redis_server.url) as helper:
+        async with running(redis_server, **on_stream(redis_url=proxy.url)) as run:
+            run.node._bus.fall_back()
+            peer = await member(run)
+            session, stream = run.node._session, run.node._stream
+            assert stream is not None
+            asked: list[object] = []
+
+            def never_answer(_callback: object, *args: object) -> None:
+                asked.append(args)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(session, "send", never_answer)
+                for number in range(3):
+                    helper.send_chan_message(0, "room", number)
+                await until(lambda: stream.position.number == 3 and asked, "the node asks for the members")
+            await asyncio.to_thread(proxy.cut)
+            await run.is_back()
+            assert await last_of(helper, peer) == ["0", "1", "2"]
+
+
 async def test_what_is_published_on_an_empty_redis_before_the_node_is_back_arrives(
     own_redis_server: RedisServer,
 ) -> None:

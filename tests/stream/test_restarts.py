@@ -118,12 +118,15 @@ async def test_a_forced_offline_does_not_cut_a_connection_that_is_newer(
         assert await peer.ended() == (1001, "disconnect")
 
 
+@pytest.mark.parametrize("grace", [30.0, 0.1])
 async def test_a_stop_that_takes_its_time_loses_nothing_and_repeats_nothing(
-    redis_server: RedisServer, helper: ImHelper
+    grace: float, redis_server: RedisServer, helper: ImHelper
 ) -> None:
     """Each client gets what came after its own close, however much earlier than the stop that was."""
     got: dict[int, list[str]] = {client: [] for client in range(1, 9)}
-    async with running(redis_server, **on_stream(drain=1.0)) as run:
+    async with running(redis_server, **on_stream(drain=1.0, stream_grace=grace)) as run:
+        if grace < 1:
+            await until(lambda: run.node._bus.router.kept_since is None, "the end of the grace of the start")
         peers = [await run.connect(client) for client in got]
         for peer in peers:
             assert await peer.fence() == []
