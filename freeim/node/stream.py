@@ -280,6 +280,7 @@ class Stream:
             hiredis.HiredisError, OSError: Redis failed.
         """
         self.lose()
+        self.stop()  # what is written here is to stay
         if await self._session.call("GET", self._keys[0]) != self._epoch.encode():
             return  # another instance has taken the name, and goes on from its own position
         since = self._router.kept_since

@@ -159,6 +159,27 @@ async def test_a_stop_that_takes_its_time_loses_nothing_and_repeats_nothing(
             assert numbers == sorted(set(numbers))
 
 
+async def test_what_a_node_that_stops_in_the_grace_writes_is_not_overwritten(
+    redis_server: RedisServer, helper: ImHelper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(redis_server, **on_stream()) as run:
+        await run.connect(1)
+        release = run.node._presence.release
+
+        async def slow_release() -> None:
+            await asyncio.sleep(0.3)
+            await release()
+
+        monkeypatch.setattr(run.node._presence, "release", slow_release)
+        helper.send_broadcast_message("x")
+        await until(lambda: run.peers[0].seen, "it has come")
+    assert redis_server.command("GET", run.names.position("a")) == b"0-0 0"
+    async with running(redis_server, **on_stream()) as run:
+        for client, seen in ((1, []), (2, texts("x"))):
+            peer = await run.connect(client)
+            assert await peer.fence() == seen
+
+
 async def test_after_a_kill_everything_arrives_and_at_most_the_last_moment_twice(redis_server: RedisServer) -> None:
     port = free_port()
     name = f"127.0.0.1:{port}"
