@@ -86,6 +86,7 @@ class Channel: ...
 @final
 class Router:
     open: bool
+    window_limit: int
     def __init__(
         self,
         system: bytes,
@@ -130,8 +131,6 @@ class Router:
     def end_grace(self) -> None: ...
     def away(self) -> dict[bytes, int]: ...
     def set_away(self, client_id: bytes, position: int) -> None: ...
-    @property
-    def window_limit(self) -> int: ...
     @property
     def window_size(self) -> int: ...
     @property
@@ -181,6 +180,8 @@ class Connection:
 @final
 class Fanout:
     midread: bool
+    queue_limit: int
+    node_queue_limit: int
     def __init__(
         self,
         call_soon: Callable[[Callable[[], None]], object],
@@ -189,10 +190,6 @@ class Fanout:
         node_queue_limit: int,
         slice_ms: float = 5.0,
     ) -> None: ...
-    @property
-    def queue_limit(self) -> int: ...
-    @property
-    def node_queue_limit(self) -> int: ...
     @property
     def waiting(self) -> int: ...
     @property

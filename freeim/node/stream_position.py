@@ -147,4 +147,6 @@ class Position:
         if newest >= self.id:
             return False
         self.id = newest
+        if newest == (0, 0):
+            self.number = 0  # Redis is empty, and numbers begin at 1 again
         return True

@@ -57,6 +57,7 @@ class PositionMachine(RuleBasedStateMachine):
             if outcome is Outcome.NEXT:
                 self.hand_on(heard)
             elif outcome is Outcome.GAP:
+                self.wire.insert(0, heard)  # what is heard then is left to the stream
                 self.read()
 
     @rule()
