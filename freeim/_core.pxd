@@ -51,6 +51,7 @@ cdef class Client:
         readonly bint established     # at least one connection's opening has been confirmed
         readonly bint tracked         # its Client hash was read at least once, so Redis may track the key
         long long since               # position of the first message that waits
+        long long came                # position at which it came: orders to go that are older are not for it
         long long settled             # position at which it last stopped waiting: what is before it has been replayed
         public Log log                # what it may come back for; None where no connection of it can be resumed
 
@@ -135,6 +136,9 @@ cdef class Router:
         Py_ssize_t _window_bytes
         public Py_ssize_t window_limit
         readonly long long dropped    # messages that a pending client missed because the window was full
+        Client _grace                 # stands in `_pending`, first, for all who are still to come; None: no grace
+        dict _away                    # in the grace: id -> position from which on one that has left is to get messages
+        readonly long long forgotten  # messages that were kept for those until the window was full
         object _window                # deque of Message: all from the oldest pending client's `since` on
         long long _position           # of the next message
         public bint open              # the node's name is taken; what comes before is not for this instance
@@ -163,6 +167,11 @@ cdef class Router:
     cdef _update_channels(self, Client client, names)
     cdef NoResult _begin_pending(self, Client client) except NoResult.FAILED
     cdef NoResult _take_in(self, Message message) except NoResult.FAILED
+    cdef NoResult _overflow(self, Message message) except NoResult.FAILED
+    cdef NoResult _await(self, Client client, bint fresh) except NoResult.FAILED
+    cdef NoResult _trim(self) except NoResult.FAILED
+    cdef NoResult _give_up(self, Message message) except NoResult.FAILED
+    cdef bint _is_owed(self, Message message, bytes receiver) except -1
     cdef void _count(self, Message message) noexcept
     cdef NoResult _route(self, Message message) except NoResult.FAILED
     cdef NoResult _to_receivers(self, Message message, list receivers) except NoResult.FAILED

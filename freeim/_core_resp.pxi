@@ -88,7 +88,9 @@ cdef class RespStream:
             elif self._waiting:
                 if isinstance(item, Exception) and self._on_error is not None:
                     self._on_error(item)
-                self._waiting.popleft()(item)
+                self._rest = self._waiting.popleft()(item)
+                if self._rest is not None:
+                    return False
             else:
                 raise BadStream("a reply that nobody asked for")
             if _now() >= end:

@@ -39,6 +39,10 @@ cdef inline int _size_class(long long receivers) noexcept:
     return at
 
 
+def _since_of(item):
+    return (<Client>item[0]).since
+
+
 cdef inline Py_ssize_t _weight(Message message) except -1:
     return 200 + (0 if message.frame is None else PyBytes_GET_SIZE(message.frame))
 
@@ -73,6 +77,7 @@ cdef class Router:
         # Not a dict: the first of a dict whose oldest entries were deleted is found by walking over the holes.
         self._pending = OrderedDict()
         self._window = deque()
+        self._away = {}
         self._position = 0
         self.window_limit = window_limit
         self._guid = guid
@@ -94,7 +99,7 @@ cdef class Router:
     @property
     def pending_count(self):
         """Clients whose membership is being read, or whose first opening is under way."""
-        return len(self._pending)
+        return len(self._pending) - (self._grace is not None)
 
     @property
     def window_bytes(self):
@@ -121,10 +126,14 @@ cdef class Router:
         if fresh:
             client = self.clients[client_id] = _new_client(client_id)
         connection.client = client
+        if fresh:
+            client.came = self._position
+            self._begin_pending(client)
+        if self._grace is not None and not client.connections:
+            self._await(client, fresh)
         client.connections.append(connection)
         client.attached += 1
         if fresh:
-            self._begin_pending(client)
             if self.tracking:
                 client.reading = True
                 self._on_reread(client)
@@ -142,6 +151,8 @@ cdef class Router:
         cdef Client client = connection.client
         if connection in client.connections:
             client.connections.remove(connection)
+            if self._grace is not None and not client.connections:
+                self._away[client.id] = client.since if client.pending else self._position
 
     def detach(self, Connection connection not None):
         """The socket of a connection is gone, or its opening was refused."""
@@ -284,7 +295,7 @@ cdef class Router:
                 self._window.append(message)
                 self._window_bytes += _weight(message)
             else:
-                self.dropped += 1
+                self._overflow(message)
         self._route(message)
         self._reached = self.deliveries - before
         if self._rest is None:
@@ -308,15 +319,131 @@ cdef class Router:
 
     cdef _settle(self, Client client):
         """Replay the window for one client and let it go on."""
-        cdef Message message
-        cdef long long oldest
-        self._replay(client)
+        if self._grace is None or client.connections:
+            self._replay(client)
         client.pending = False
         client.settled = self._position
         del self._pending[client]
+        self._trim()
+
+    cdef NoResult _trim(self) except NoResult.FAILED:
+        """Forget the messages that nobody waits for."""
+        cdef long long oldest
         oldest = (<Client>next(iter(self._pending))).since if self._pending else self._position
         while self._window and (<Message>self._window[0]).position < oldest:
             self._window_bytes -= _weight(self._window.popleft())
+        return NoResult.DONE
+
+    # ---- the grace: messages are kept for clients that come back after this node
+
+    def begin_grace(self):
+        """From here on keep each message for the clients that are still to come.
+
+        The first connection that a client opens gets those that concern it, by the membership that is read for it,
+        before anything newer; where it has been here since the grace began, those since its last connection began to
+        close. `window_limit` bounds what is kept: the oldest go first. Receipts for clients that are not here wait.
+        """
+        cdef Client client
+        if self._grace is not None:
+            return
+        self.finish()
+        self._grace = _new_client(b"")
+        self._grace.came = self._grace.since = self._position
+        if self._pending:  # what waits for those stays as well: they may go, and come back in the grace
+            self._grace.since = (<Client>next(iter(self._pending))).since
+        self._pending[self._grace] = None
+        self._pending.move_to_end(self._grace, last=False)
+        for client in self.clients.values():
+            if not client.connections:
+                self._away[client.id] = client.since if client.pending else self._position
+
+    def end_grace(self):
+        """Keep messages for nobody any more; the receipts that waited say that the receiver is offline."""
+        cdef:
+            Client client
+            Message message
+        if self._grace is None:
+            return
+        self.finish()
+        for message in self._window:
+            self._give_up(message)
+        for client_id in self._away:
+            client = self.clients.get(client_id)
+            if client is not None and client.pending:
+                client.since = self._position  # it has no connection, and what it missed has just been answered
+        self._away.clear()
+        del self._pending[self._grace]
+        self._grace = None
+        # Who came in the grace waits since before it came, and the order of the others is to be that of `since` again.
+        self._pending = OrderedDict(sorted(self._pending.items(), key=_since_of))
+        self._trim()
+
+    def away(self):
+        """In the grace: the position from which on each client that has left is to get messages, a dict by id.
+
+        Who has not been here since the grace began is not in it, and is to get all that was kept.
+        """
+        return dict(self._away)
+
+    def set_away(self, bytes client_id not None, long long position):
+        """In the grace, before it comes: a client has had what is before a position."""
+        if self._grace is not None:
+            self._away[client_id] = position
+
+    @property
+    def position(self):
+        """Of the next message in the stream of messages, counted from the start of this node."""
+        return self._position
+
+    @property
+    def kept_since(self):
+        """Position of the first message that is kept for clients to come; None outside of the grace."""
+        return None if self._grace is None else max(self._grace.came, self._grace.since)
+
+    cdef NoResult _await(self, Client client, bint fresh) except NoResult.FAILED:
+        """A client comes back in the grace: it waits since before it came."""
+        cdef object left = self._away.pop(client.id, None)
+        if left is None and not fresh:
+            return NoResult.DONE
+        client.came = self._position
+        self._begin_pending(client)
+        client.since = self._grace.came if left is None else left
+        client.established = False  # until the new connection has been counted, the replay would be for nobody
+        return NoResult.DONE
+
+    cdef NoResult _overflow(self, Message message) except NoResult.FAILED:
+        """The window is full. In the grace the oldest messages go, else those who wait miss the newest."""
+        cdef:
+            Message oldest
+            Py_ssize_t goal = self.window_limit - self.window_limit // 8
+        if self._grace is None:
+            self.dropped += 1
+            return NoResult.DONE
+        while self._window and self._window_bytes >= goal:
+            oldest = self._window.popleft()
+            self._window_bytes -= _weight(oldest)
+            self.forgotten += 1
+            self._give_up(oldest)
+            self._grace.since = max(self._grace.since, oldest.position + 1)
+        self._window.append(message)
+        self._window_bytes += _weight(message)
+        return NoResult.DONE
+
+    cdef bint _is_owed(self, Message message, bytes receiver) except -1:
+        """In the grace: whether a receiver of a message is away and has not had it."""
+        left = self._away.get(receiver)
+        if left is None:
+            return receiver not in self.clients and message.position >= self._grace.came
+        return message.position >= <long long>left
+
+    cdef NoResult _give_up(self, Message message) except NoResult.FAILED:
+        """A message is kept no longer: those who are still away do not get it."""
+        if message.kind != DIRECT or not message.receipt or message.frame is None or message.sender == self.system:
+            return NoResult.DONE
+        for receiver in message.receivers:
+            if receiver != message.sender and self._is_owed(message, receiver):
+                self._on_receipt(message, receiver, False)
+        return NoResult.DONE
 
     cdef NoResult _replay(self, Client client) except NoResult.FAILED:
         cdef:
@@ -335,7 +462,8 @@ cdef class Router:
                 for receiver in message.receivers:
                     if receiver == client.id:
                         self._deliver_direct(client, message)
-            elif (<list>message.receivers)[0] == client.id:
+            elif (<list>message.receivers)[0] == client.id and message.position >= client.came:
+                client.since = message.position + 1  # so far everything has reached it
                 self._on_force_offline(client)
             if self.deliveries != before:
                 self.replayed += self.deliveries - before
@@ -491,5 +619,7 @@ cdef class Router:
     cdef NoResult _receipt(self, Message message, bytes receiver, bint delivered) except NoResult.FAILED:
         if message.receipt and message.frame is not None and message.sender != self.system \
                 and receiver != message.sender:
+            if not delivered and self._grace is not None:
+                return NoResult.DONE  # it may come back for it
             self._on_receipt(message, receiver, delivered)
         return NoResult.DONE

@@ -53,7 +53,8 @@ class Published(NamedTuple):
         addressed: How many nodes it was published to.
         heard: How many processes heard it. Less than `addressed` where nodes are down, and more where two processes
             run under one node's name.
-        silent: The names of the nodes that nobody runs: their clients, if they had any, did not get it.
+        silent: The names of the nodes that nobody runs: their clients, if they had any, did not get it; with
+            ``bus="stream"``, not before the node is there.
         offline: With ``report_offline``, the receivers that had no connection, in the order given; else None.
     """
 
@@ -160,12 +161,13 @@ class Connect(Call[str]):
 class Send(Call[Published]):
     """Anything that is published to nodes."""
 
-    __slots__ = ("_notices", "_to")
+    __slots__ = ("_kept", "_notices", "_to")
 
     def __init__(self, notices: Notices) -> None:
         self.needs_nodes = True
         self._notices = notices
         self._to: Sequence[str] = ()
+        self._kept: int | None = None
 
     def read(self, replies: Sequence[Any]) -> Published:
         """Count who heard; the replies beyond the nodes are not looked at."""
@@ -185,10 +187,12 @@ class Send(Call[Published]):
                     node,
                 )
         if silent and self._notices.due("silent"):
+            if self._kept is None:
+                outcome = "clients that it should hold miss their messages"
+            else:
+                outcome = f"its messages wait in its stream until it is, the last {self._kept} at least"
             logger.warning(
-                "nobody hears what is published to %s: no such node is running, so clients that it should hold miss "
-                "their messages",
-                ", ".join(silent),
+                "nobody hears what is published to %s: no such node is running, so %s", ", ".join(silent), outcome
             )
         return Published(len(to), heard, silent)
 
@@ -226,8 +230,9 @@ class SendDirect(Send):
         tail = envelope.direct_tail(self._message, self._receipt)
         groups = group_by_owner(self._receivers, view.nodes)
         self._to = tuple(groups)
+        self._kept = view.stream
         found: list[Command] = [
-            ("PUBLISH", view.channels[node], envelope.direct(self._sender, ids, tail)) for node, ids in groups.items()
+            (*view.publish[node], envelope.direct(self._sender, ids, tail)) for node, ids in groups.items()
         ]
         if self._online_key is not None:
             found.append(("HMGET", self._online_key, *self._receivers))
@@ -267,7 +272,8 @@ class SendToAllNodes(Send):
         assert view is not None
         payload = envelope.channel(self._sender, self._channel, self._message)
         self._to = view.nodes
-        return [("PUBLISH", view.channels[node], payload) for node in view.nodes]
+        self._kept = view.stream
+        return [(*view.publish[node], payload) for node in view.nodes]
 
     def event(self, result: Any) -> SendEvent:
         """Tell of the message."""
@@ -289,8 +295,9 @@ class ForceOffline(Send):
         """Return a PUBLISH for each node that may hold the client."""
         assert view is not None
         self._to = owners(self._client_id, view.nodes)
+        self._kept = view.stream
         payload = envelope.force_offline(self._client_id)
-        return [("PUBLISH", view.channels[node], payload) for node in self._to]
+        return [(*view.publish[node], payload) for node in self._to]
 
     def event(self, result: Any) -> SendEvent:
         """Tell of the forced offline."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, Self
 
 from freeim import config_checks as checks
+from freeim.bus_mode import STREAM_LENGTH, BusMode
 from freeim.config_option import (
     ADMISSION,
     GROUPS,
@@ -105,6 +106,29 @@ class Options:
         "File that holds the Redis password, read at the start and at each reload; instead of a password in the URL.",
         metavar="FILE",
         reload=True,
+    )
+    bus: BusMode = _option(  # noqa: RUF009 - the rule does not see that a Literal is a str
+        "pubsub",
+        REDIS,
+        "How messages reach the nodes: pubsub as in FreeIM; or stream, which also keeps them in Redis for a node that "
+        "was away. The same for all nodes.",
+        reload=False,
+    )
+    stream_length: int = _option(
+        STREAM_LENGTH,
+        REDIS,
+        "With --bus stream: messages that are kept for a node which is away; the oldest beyond that are lost.",
+        metavar="N",
+        minimum=1,
+        maximum=1_000_000_000,
+        reload=False,
+    )
+    stream_grace: float = _seconds(
+        30.0,
+        "With --bus stream: time after the start of a node in which clients that come back get what they missed.",
+        group=REDIS,
+        minimum=0,
+        reload=False,
     )
     prefix: str | None = _option(
         None,
@@ -278,6 +302,11 @@ class Options:
             )
         self._check_redis()
         self._check_workers()
+
+    @property
+    def kept_messages(self) -> int | None:
+        """Messages that a node's stream keeps at least; None where messages go by pub/sub alone."""
+        return self.stream_length if self.bus == "stream" else None
 
     def _check_redis(self) -> None:
         if self.redis_url is not None and self.embedded:

@@ -23,6 +23,9 @@ FORCE_OFFLINE_HEAD: Final = "__FreeIM__(ForceOffline)"
 PROBE_HEAD: Final = "__FreeIM__(Probe)"
 """Opens what a node publishes to itself to see that its bus is alive; a number follows."""
 
+STREAM_HEAD: Final = "__FreeIM__(Stream)"
+"""Opens what a node hears of a message in its stream: the id there, the running number and the payload follow."""
+
 RECEIPT_DELIVERED: Final = "发送成功"
 RECEIPT_OFFLINE: Final = "用户不在线"
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from freeim.batch import Batch, lay_out
+from freeim.bus_mode import BusMode
 from freeim.commands import AnyId, Call, Command, Published, SendEvent
 from freeim.event_bus import Event, EventBus
 from freeim.helper_options import HelperCore
@@ -46,6 +47,8 @@ class ImHelper:
         json_dumps: Turns messages into JSON text (str, or bytes in UTF-8). It must refuse NaN and infinite numbers
             itself, as ``json.dumps(..., allow_nan=False)`` does.
         on_send: Called with a `SendEvent` after each message was published. What it raises is logged.
+        bus: How messages reach the nodes, ``"pubsub"`` or ``"stream"``, as they have it. By default what the nodes
+            registered in Redis. One that differs from it raises `ConfigError` with the first call that needs the nodes.
 
     Raises:
         TypeError: An argument is of the wrong type; so is an asyncio client or a RedisCluster.
@@ -65,11 +68,12 @@ class ImHelper:
         node_list_ttl: float = 5.0,
         json_dumps: Callable[[Any], str | bytes] | None = None,
         on_send: Callable[[SendEvent], None] | None = None,
+        bus: BusMode | None = None,
     ) -> None:
         # Not at the top: the package must load without redis-py's weight, and without the hiredis that it takes along.
         from freeim import redis_client
 
-        self._core = HelperCore(nodes, ids, path, prefix, token_ttl, timeout, node_list_ttl, json_dumps, on_send)
+        self._core = HelperCore(nodes, ids, path, prefix, token_ttl, timeout, node_list_ttl, json_dumps, on_send, bus)
         self._redis_client = redis_client
         self._owned = redis is None or isinstance(redis, str)
         self._client: Any  # the methods of redis-py's clients are typed in part only

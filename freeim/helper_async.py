@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from freeim.batch import Batch, lay_out
+from freeim.bus_mode import BusMode
 from freeim.commands import AnyId, Call, Command, Published, SendEvent
 from freeim.event_bus import Event
 from freeim.event_bus_async import AsyncEventBus
@@ -40,6 +41,7 @@ class AsyncImHelper:
         node_list_ttl: How long the list of nodes is remembered, in seconds.
         json_dumps: Turns messages into JSON text.
         on_send: A plain function, called with a `SendEvent` after each message was published.
+        bus: See `ImHelper`.
 
     Raises:
         TypeError: An argument is of the wrong type; so is a synchronous client or a RedisCluster.
@@ -59,11 +61,12 @@ class AsyncImHelper:
         node_list_ttl: float = 5.0,
         json_dumps: Callable[[Any], str | bytes] | None = None,
         on_send: Callable[[SendEvent], None] | None = None,
+        bus: BusMode | None = None,
     ) -> None:
         # Not at the top: the package must load without redis-py's weight, and without the hiredis that it takes along.
         from freeim import redis_client
 
-        self._core = HelperCore(nodes, ids, path, prefix, token_ttl, timeout, node_list_ttl, json_dumps, on_send)
+        self._core = HelperCore(nodes, ids, path, prefix, token_ttl, timeout, node_list_ttl, json_dumps, on_send, bus)
         self._redis_client = redis_client
         timeout = self._core.timeout
         if redis is None or isinstance(redis, str):

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from freeim.bus_mode import BusMode, read_bus
 from freeim.commands import Call, Command, Commands, SendEvent
 from freeim.config_checks import check_path, check_prefix
 from freeim.names import IdKind, Names, default_prefix
-from freeim.node_list import NodeView, check_nodes, make_view, registered_nodes
+from freeim.node_list import NodeView, agreed_stream, check_nodes, make_view, registered_nodes
 from freeim.notices import Notices
 
 logger: Final = logging.getLogger("freeim")
@@ -46,9 +47,12 @@ class HelperCore:
         node_list_ttl: float,
         json_dumps: Callable[[Any], str | bytes] | None,
         on_send: Callable[[SendEvent], None] | None,
+        bus: BusMode | None,
     ) -> None:
         if ids not in ("int", "guid"):
             raise ValueError(f"ids must be 'int' or 'guid', not {ids!r}")
+        if bus not in ("pubsub", "stream", None):
+            raise ValueError(f"bus must be 'pubsub', 'stream' or None, not {bus!r}")
         if not isinstance(path, str):
             raise TypeError(f"path must be a str, not {type(path).__name__}")
         _check("path", check_path, path)
@@ -70,6 +74,7 @@ class HelperCore:
         )
         self.ids: IdKind = ids
         self.on_send = on_send
+        self.given_bus = bus
         self._node_list_ttl = _seconds("node_list_ttl", node_list_ttl, 0.0)
         self._view: NodeView | None = None
 
@@ -85,20 +90,22 @@ class HelperCore:
 
     def view_commands(self) -> list[Command]:
         """Return the commands that read what the nodes registered."""
-        return [("GET", self.names.nodes), ("HGETALL", self.names.urls)]
+        return [("GET", self.names.nodes), ("GET", self.names.bus), ("HGETALL", self.names.urls)]
 
     def read_view(self, replies: Sequence[Any]) -> NodeView:
         """Take in what the nodes registered.
 
         Raises:
-            NodesMismatch, NoNodes, FreeImError: See `make_view` and `registered_nodes`.
+            NodesMismatch, NoNodes, ConfigError, FreeImError: See `make_view`, `registered_nodes`, `agreed_stream` and
+                `read_bus`.
         """
-        raw, urls = replies
+        raw, bus, urls = replies
         items = urls.items() if isinstance(urls, dict) else zip(urls[::2], urls[1::2], strict=True)
         texts = {_text(name): _text(url) for name, url in items}
         registered = registered_nodes(self.names, raw)
+        stream = agreed_stream(self.names, self.given_bus, registered, read_bus(self.names, bus))
         until = time.monotonic() + self._node_list_ttl
-        self._view = make_view(self.names, self.given_nodes, registered, texts, until)
+        self._view = make_view(self.names, self.given_nodes, registered, texts, stream, until)
         return self._view
 
     def tell(self, call: Call[Any], result: Any) -> None:

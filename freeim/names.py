@@ -92,6 +92,27 @@ class Names:
     def share(self, epoch: str) -> str:
         return f"{self.prefix}Share{epoch}"
 
+    @property
+    def bus(self) -> str:
+        """The kind of bus, where it is not pub/sub."""
+        return f"{self.prefix}Bus"
+
+    def stream(self, node: str) -> str:
+        """What was published to a node; only with ``--bus stream``, as the next three."""
+        return f"{self.prefix}Stream{node}"
+
+    def sent(self, node: str) -> str:
+        """The running number of the last message of the node's stream."""
+        return f"{self.prefix}Sent{node}"
+
+    def position(self, node: str) -> str:
+        """How far the node has come in its stream."""
+        return f"{self.prefix}Position{node}"
+
+    def away(self, node: str) -> str:
+        """How far each client has come that the node has sent away while it stopped."""
+        return f"{self.prefix}Away{node}"
+
     def group(self, group: str) -> str:
         """The lease of an event group, and the pub/sub channel of its marks."""
         return f"{self.prefix}Group{group}"

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from freeim.errors import FreeImError, NodesMismatch, NoNodes
+from freeim.bus_mode import STREAM_LENGTH, BusMode, PublishHead, mode_of, publish_head
+from freeim.errors import ConfigError, FreeImError, NodesMismatch, NoNodes
 from freeim.names import Names
 
 
@@ -18,13 +19,15 @@ class NodeView:
     Attributes:
         nodes: Their names, in the order that the partition goes by.
         urls: The public URLs that they registered, by name.
-        channels: The pub/sub channel that each listens to, by name.
+        publish: How to publish to each, by name: the command without its last argument, the payload.
+        stream: Messages that the stream of each keeps at least; None where messages go by pub/sub alone.
         until: The time, on the caller's clock, from which on it must be read again.
     """
 
     nodes: tuple[str, ...]
     urls: Mapping[str, str]
-    channels: Mapping[str, bytes]
+    publish: Mapping[str, PublishHead]
+    stream: int | None
     until: float
 
 
@@ -72,11 +75,37 @@ def registered_nodes(names: Names, raw: bytes | str | None) -> tuple[str, ...] |
     return tuple(nodes)
 
 
+def agreed_stream(
+    names: Names, given: BusMode | None, registered: tuple[str, ...] | None, found: int | None
+) -> int | None:
+    """Decide how to publish; return it as `NodeView.stream`.
+
+    Args:
+        names: The names of this deployment.
+        given: The kind of bus that the helper was given, if it was.
+        registered: The list of nodes that is registered, if one is.
+        found: What is registered of the bus.
+
+    Raises:
+        ConfigError: The nodes have registered another kind than was given.
+    """
+    if given is None or given == mode_of(found):
+        return found
+    if registered is None and found is None:
+        return STREAM_LENGTH  # no node of ours has ever run here: what is said counts
+    raise ConfigError(
+        f"this helper was given bus={given!r}, but the nodes in Redis run with --bus {mode_of(found)} (key "
+        f"{names.bus}): messages would not be kept, or not be heard. Give both the same, or leave out the helper's.",
+        "bus",
+    )
+
+
 def make_view(
     names: Names,
     given: tuple[str, ...] | None,
     registered: tuple[str, ...] | None,
     urls: Mapping[str, str],
+    stream: int | None,
     until: float,
 ) -> NodeView:
     """Decide which nodes there are.
@@ -86,6 +115,7 @@ def make_view(
         given: The helper's own list, if it has one.
         registered: What the nodes registered, if they did; .NET nodes register nothing.
         urls: The public URLs that they registered.
+        stream: See `NodeView`.
         until: See `NodeView`.
 
     Raises:
@@ -105,4 +135,4 @@ def make_view(
             "path, ids and prefix as this helper; or, where the nodes are FreeIM's .NET ones, which do not register, "
             "give the helper their names as nodes=[...]"
         )
-    return NodeView(nodes, urls, {node: names.server(node).encode() for node in nodes}, until)
+    return NodeView(nodes, urls, {node: publish_head(names, node, stream) for node in nodes}, stream, until)

@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
 from redis.retry import Retry
 
+from freeim.bus_mode import publish_script
 from freeim.commands import Command
 from freeim.embedded.place import find
 from freeim.errors import ConfigError, RedisUnavailable
@@ -368,7 +369,8 @@ def checked_replies(replies: list[Any], commands: list[Command]) -> list[Any]:
     for reply in replies:
         if isinstance(reply, Exception):
             published = any(
-                command[0] == "PUBLISH" and not isinstance(other, Exception)
+                (command[0] == "PUBLISH" or command[:2] == ("EVAL", publish_script()))
+                and not isinstance(other, Exception)
                 for command, other in zip(commands, replies, strict=True)
             )
             raise RedisUnavailable(f"Redis refused a command: {reply}", maybe_sent=published) from reply

@@ -21,6 +21,7 @@ from bench.scenarios import (
     soak,
     steps,
     storm,
+    stream,
 )
 from bench.stand import Settings
 
@@ -38,8 +39,9 @@ SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
     "steps": steps.run,
     "fifty": fifty.run,
     "peers": peers.run,
+    "stream": stream.run,
     "soak": soak.run,
 }
 
-LONG: Final = ("steps", "fifty", "peers", "soak")
+LONG: Final = ("steps", "fifty", "peers", "stream", "soak")
 """Those that run only when they are named, or with ``--full``."""

@@ -1,10 +1,12 @@
 -- Take a node's name and register it, in one step, so that two nodes that start together cannot both succeed.
 --
--- KEYS  1 Lease+name  2 Alive+epoch  3 Shares  4 Nodes  5 Urls
+-- KEYS  1 Lease+name  2 Alive+epoch  3 Shares  4 Nodes  5 Urls  6 Bus
 -- ARGV  1 prefix  2 name  3 epoch  4 lease in ms  5 "1" to take over from a living owner
 --       6 the node list as JSON, or "" for a node without one  7 "1" to replace a list in use
 --       8 public URL, or ""  9 subscribers of this name's channel that are this very process
--- Returns {"OK", list JSON, epochs to bury…}, {"TAKEN", epoch of the owner}, or {"LIST", registered list JSON}.
+--       10 the kind of bus to register, or "" for pub/sub
+-- Returns {"OK", list JSON, epochs to bury…}, {"TAKEN", epoch of the owner}, or {"LIST", registered list JSON},
+-- or {"BUS", the kind of bus in use}.
 
 local prefix, name, epoch = ARGV[1], ARGV[2], ARGV[3]
 
@@ -37,6 +39,13 @@ if not same and ARGV[7] ~= '1' then
   end
 end
 
+local function kind(bus) return bus:match('^%a+') or 'pubsub' end
+if kind(redis.call('GET', KEYS[6]) or '') ~= kind(ARGV[10]) then
+  for _, node in ipairs(current.nodes) do
+    if lives(node) then return {'BUS', kind(redis.call('GET', KEYS[6]) or '')} end
+  end
+end
+
 local owner = redis.call('GET', KEYS[1])
 if owner and owner ~= epoch then
   if lives(name) then
@@ -54,6 +63,7 @@ if ARGV[8] ~= '' then
 else
   redis.call('HDEL', KEYS[5], name)
 end
+if ARGV[10] ~= '' then redis.call('SET', KEYS[6], ARGV[10]) else redis.call('DEL', KEYS[6]) end
 redis.call('SET', KEYS[1], epoch, 'PX', ARGV[4])
 redis.call('SET', KEYS[2], name, 'PX', ARGV[4])
 redis.call('HSET', KEYS[3], epoch, name)

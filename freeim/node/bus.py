@@ -78,6 +78,8 @@ class Bus:
         self._client_key = names.client("").encode()
         self._chan_key = names.chan("").encode()
         self._unread: list[Client] = []
+        self._unrouted: list[Message] = []
+        """With a stream and without tracking: what a gap has kept from being routed."""
         self._generation = 0
         """Counts the gaps."""
         self._bad_log = SparseLog(
@@ -170,7 +172,9 @@ class Bus:
     def hold(self) -> None:
         """The stream has a gap: every client waits until its membership has been read again."""
         self._generation += 1
-        self._batch.clear()
+        if self._options.bus == "stream":  # they count as handled, and are not read again
+            self._unrouted = [message for batch in self._batches for message in batch.messages] + self._batch
+        self._batch = []
         self._batches.clear()
         self._unread = self.router.hold_all()
 
@@ -184,12 +188,20 @@ class Bus:
         if not tracking:
             self._release(unread)
             self.router.set_tracking(False)
+            self._route_again()
             return
         if not self.router.tracking:
             # Everybody's membership is unknown, since it was not kept.
             self.router.set_tracking(True)
             unread = self.router.hold_all()
+        self._route_again()
         self._reread_chunk(unread, self._generation)
+
+    def _route_again(self) -> None:
+        unrouted, self._unrouted = self._unrouted, []
+        for message in unrouted:
+            self._take_other(b"", message)
+        self.router.finish()
 
     def fall_back(self) -> None:
         """From now on read the members of a channel for each message to it, as FreeIM does."""

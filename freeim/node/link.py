@@ -12,8 +12,10 @@ import hiredis
 from freeim._core import BadStream, RespStream
 from freeim.redis_url import RedisAddress
 
-Callback = Callable[[Any], None]
-"""Gets the reply; an exception where Redis answered with an error or the connection was lost."""
+Callback = Callable[[Any], Callable[[], Any] | None]
+"""Gets the reply; an exception where Redis answered with an error or the connection was lost.
+
+Where it could not do all at once, it returns what goes on with it, as those do who get messages."""
 
 LARGE_READ: Final = 65_536
 """Bytes of a read that has more behind it, as a rule: the event loop would read up to 32 times in one turn."""

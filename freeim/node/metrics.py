@@ -108,13 +108,18 @@ class Metrics(Collector):
         yield _gauge("bus_queue_limit_bytes", "Bytes that may wait for such clients.", router.window_limit)
 
     def _losses(self) -> Iterator[Metric]:
-        bus, connections = self._node._bus, self._node._connections
+        bus, connections, stream = self._node._bus, self._node._connections, self._node._stream
         yield _labelled(
             CounterMetricFamily,
             "freeim_dropped_messages",
             "Messages that were lost here, by reason.",
             ("reason",),
-            {"bus_queue": bus.router.dropped, "malformed": bus.bad_payloads},
+            {
+                "bus_queue": bus.router.dropped,
+                "malformed": bus.bad_payloads,
+                "trimmed": stream.position.lost if stream is not None else 0,
+                "away": bus.router.forgotten,
+            },
         )
         yield _labelled(
             CounterMetricFamily,
@@ -152,6 +157,9 @@ class Metrics(Collector):
         yield _gauge("redis_up", "1 while the node is connected to Redis and agrees with it, else 0.", session.up)
         yield _gauge("redis_tracking", "1 while Redis tells of changed memberships, else 0.", session.tracking)
         yield _counter("bus_gaps", "How often the connection to Redis was lost.", session.gaps)
+        stream = self._node._stream
+        caught_up = 0 if stream is None else stream.caught_up
+        yield _counter("caught_up_messages", "Messages of the node's stream that came while it was away.", caught_up)
         yield _labelled(
             CounterMetricFamily,
             "freeim_redis_errors",

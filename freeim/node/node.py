@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 import hiredis
 
 from freeim._core import Message
+from freeim.bus_mode import publish_head
 from freeim.clock import boot_time
 from freeim.config import OPTIONS, Options
 from freeim.config_checks import join_bind
@@ -35,6 +36,7 @@ from freeim.node.presence import Presence, refuses_writes
 from freeim.node.redis_watch import RedisWatch
 from freeim.node.sentinel import ask_sentinels
 from freeim.node.session import Session
+from freeim.node.stream import Stream
 from freeim.node.tls_gate import TlsGate
 from freeim.option_files import change_to, changed_files, read_files
 from freeim.redis_url import RedisAddress, parse_redis_url
@@ -116,6 +118,10 @@ class Node:
             )
             # What the session asks of a node, straight from the bus: it is asked for each message.
             self.on_message = self._bus.on_message
+            self._stream: Stream | None = None
+            if options.bus == "stream":
+                self._stream = Stream(options, names, self._session, self._bus.router, self._presence.epoch)
+                self.on_message = self._stream.take
             self.on_invalidate = self._bus.on_invalidate
             self.on_received = self._bus.on_received
             self._redis_watch = RedisWatch(self._session, self._bus)
@@ -141,6 +147,8 @@ class Node:
             raise
         self._connections.start()
         self._acceptor.start()
+        if self._stream is not None:
+            self._stream.begin()
 
     def _listen_for_admin(self) -> None:
         address = self.options.admin_address
@@ -165,6 +173,8 @@ class Node:
         self._bus.router.set_tracking(self._session.tracking)
         self._bus.router.open = True
         await self._redis_watch.connected()
+        if self._stream is not None:
+            await self._stream.start()
 
     async def stop(self) -> None:
         """Stop: let nobody in, close every connection with 1012, take everything out of Redis.
@@ -176,6 +186,8 @@ class Node:
             return
         sock, self._sock = self._sock, None
         try:
+            if self._stream is not None:
+                self._stream.leave()
             await self._connections.drain()
             self._acceptor.stop()
             sock.close()
@@ -183,12 +195,16 @@ class Node:
             if self._session.up:
                 with contextlib.suppress(OSError, TimeoutError, hiredis.HiredisError):
                     async with asyncio.timeout(RELEASE_TIMEOUT):
+                        if self._stream is not None:
+                            await self._stream.release()
                         await self._presence.release()
         finally:  # also where the stop is cancelled
             self._acceptor.close()
             sock.close()
             if self._admin is not None:
                 self._admin.close()
+            if self._stream is not None:
+                self._stream.stop()
             await asyncio.gather(self._master_watch.stop(), self._burier.stop(), return_exceptions=True)
             for task in self._tasks:
                 task.cancel()
@@ -316,6 +332,7 @@ class Node:
                 f"  Redis        {redis}",
                 f"  names        begin with {self._names.prefix}, {options.ids} ids",
                 f"  membership   {membership}",
+                f"  bus          {options.bus}",
                 f"  metrics      {self.metrics_url or 'off'}",
                 f"  connections  up to {capacity:,} ({self._acceptor.limit:,} descriptors)",
             ]
@@ -326,6 +343,8 @@ class Node:
     def on_gap(self) -> None:
         self._connections.resume.gap()
         self._bus.hold()
+        if self._stream is not None:
+            self._stream.lose()
 
     async def recover(self) -> None:
         """After a reconnect: renew the lease, compare presence, read memberships again."""
@@ -340,6 +359,8 @@ class Node:
                 self._bus.reread_all(self._session.tracking)
                 self._connections.retry_fenced()
                 await self._redis_watch.connected()
+        if self._stream is not None:
+            await self._stream.catch_up()
 
     async def beat(self) -> None:
         """Renew the lease; where the life had ended, compare presence."""
@@ -392,12 +413,14 @@ class Node:
         text = receipt_text(message.text.decode(), delivered)
         payload = direct(source, [sender], direct_tail(text, receipt=False))
         owner = owners(sender, self.nodes)[0]
-        self._session.send(_forget, "PUBLISH", self._names.server(owner), payload)
+        self._session.send(_forget, *publish_head(self._names, owner, self.options.kept_messages), payload)
 
     def _on_forgotten(self) -> None:
         """Redis dropped its keys (FLUSHALL): everything is compared and read again, on the connections that stand."""
         self._forgotten += 1
         self._bus.hold()
+        if self._stream is not None:
+            self._stream.forget()
         if not self._comparing:
             self._comparing = True
             self._spawn(self._compare())

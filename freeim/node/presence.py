@@ -19,6 +19,7 @@ from typing import Any, Final
 import hiredis
 
 from freeim._core import Connection
+from freeim.bus_mode import bus_text
 from freeim.config import Options
 from freeim.envelope import PROBE_HEAD
 from freeim.errors import ConfigError, NodeReplaced
@@ -78,13 +79,13 @@ class Presence:
         """Take the node's name, register it and the list of nodes, and bury a dead predecessor.
 
         Raises:
-            ConfigError: The name has a living owner, or the list of nodes differs from the one in use.
+            ConfigError: The name has a living owner, or the list of nodes or the kind of bus differs from those in use.
             hiredis.HiredisError, OSError: Redis failed.
         """
         names, options = self._names, self._options
         reply = await self._session.run_and_wait(
             load_script("take"),
-            [names.lease(self._name), names.alive(self.epoch), names.shares, names.nodes, names.urls],
+            [names.lease(self._name), names.alive(self.epoch), names.shares, names.nodes, names.urls, names.bus],
             names.prefix,
             self._name,
             self.epoch,
@@ -94,6 +95,7 @@ class Presence:
             int(options.replace_nodes),
             options.public_url or "",
             1,  # this process has subscribed to the channel already
+            bus_text(options.kept_messages),
         )
         outcome, detail, *dead = (part.decode() for part in reply)
         if outcome == "TAKEN":
@@ -107,6 +109,12 @@ class Presence:
                 f"the list of nodes differs from the one in use. Here: {', '.join(mine)}. Registered in Redis: "
                 f"{', '.join(json.loads(detail))}. Start every node with the same --nodes in the same order; to change "
                 "the list, stop all nodes first, or force it with --replace-nodes"
+            )
+        if outcome == "BUS":
+            raise ConfigError(
+                f"the kind of bus differs from the one in use. Here: --bus {options.bus}. Registered in Redis by nodes "
+                f"that run: --bus {detail}. Start every node with the same; to change it, stop all nodes first",
+                "bus",
             )
         self.nodes = tuple(json.loads(detail))
         for epoch in dead:
@@ -150,6 +158,7 @@ class Presence:
                 names.server(self._name),
                 names.nodes,
                 names.urls,
+                names.bus,
             ],
             self._name,
             self.epoch,
@@ -157,6 +166,7 @@ class Presence:
             f"{PROBE_HEAD}{self._beats}",
             json.dumps({"v": 1, "by": "mod", "nodes": self.nodes, "prev": None}, separators=(",", ":")),
             self._options.public_url or "",
+            bus_text(self._options.kept_messages),
         )
         if reply == b"REPLACED":
             raise NodeReplaced(f"another process took the name {self._name!r} over")

@@ -96,6 +96,11 @@ class Session:
         """Probes under way, and when they were sent."""
         self._beat_asked = asyncio.Event()
 
+    @property
+    def resp3(self) -> bool:
+        """Whether commands can be sent on the connection that is subscribed."""
+        return self._reader is not None and self._reader.resp3
+
     # ---- commands
 
     def send(self, callback: Callback, *args: str | bytes | int) -> None:

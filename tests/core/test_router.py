@@ -106,6 +106,7 @@ class Model:
             for connection in client.open_connections():
                 connection.expected.append(CLOSE)
                 connection.open = False
+            self.closed(client)
 
     def direct(self, client: ModelClient, message: ModelMessage) -> None:
         here = bool(client.open_connections())
@@ -122,6 +123,14 @@ class Model:
     def receipt(self, message: ModelMessage, receiver: bytes, delivered: bool) -> None:
         if message.receipt and message.sender not in (SYSTEM, receiver):
             self.receipts.append((message.number, receiver, delivered))
+
+    def opens(self, client: ModelClient, fresh: bool) -> None:
+        """A connection is about to be added."""
+        if fresh:
+            self.begin_waiting(client)
+
+    def closed(self, client: ModelClient) -> None:
+        """A connection can no longer be delivered to."""
 
     def begin_waiting(self, client: ModelClient) -> None:
         if client.waiting is None:
@@ -190,13 +199,14 @@ class RouterMachine(RuleBasedStateMachine):
         asked = len(self.asked)
         self.router.attach(client_id, connection)
         client = self.model.clients.get(client_id)
+        fresh = client is None
         if client is None:
             client = self.model.clients[client_id] = ModelClient(client_id)
             client.reading = self.tracking
-            self.model.begin_waiting(client)
             assert len(self.asked) == asked + self.tracking
         else:
             assert len(self.asked) == asked
+        self.model.opens(client, fresh)
         twin = ModelConnection(number)
         client.connections.append(twin)
         client.attached += 1
@@ -283,6 +293,7 @@ class RouterMachine(RuleBasedStateMachine):
         if twin.open:
             twin.expected.append(CLOSE)
             twin.open = False
+            self.model.closed(next(client for client, each in self.attached() if each is twin))
 
     @rule(data=st.data())
     def a_socket_is_gone(self, data: st.DataObject) -> None:
@@ -297,6 +308,8 @@ class RouterMachine(RuleBasedStateMachine):
         self.real[-twin.number] = connection, FakeTransport(), ModelConnection(0)
         client.connections.remove(twin)
         client.attached -= 1
+        if twin.open:
+            self.model.closed(client)
         self.model.end_if_gone(client)
 
     @rule(

@@ -265,7 +265,7 @@ def helper_reply(data: bytes) -> None:
 # ---- what an app gives to the helper
 
 
-_VIEW: Final = NodeView(("n0", "n1"), {}, {"n0": b"c0", "n1": b"c1"}, 1e18)
+_VIEW: Final = NodeView(("n0", "n1"), {}, {"n0": ("PUBLISH", b"c0"), "n1": ("PUBLISH", b"c1")}, None, 1e18)
 
 
 @cache

@@ -55,7 +55,7 @@ def test_a_thousand_channels_are_joined_and_left_in_one_script_each(
         assert sorted(helper.get_chan_list_by_client_id(1)) == sorted(names)
         helper.leave_chan(1, *names)
         assert [command[0] for command in recorder.take()] == [
-            *("GET", "HGETALL"),  # the registered list of nodes, once
+            *("GET", "GET", "HGETALL"),  # the registered list of nodes and the kind of bus, once
             *("EVAL", "HGETALL", "HKEYS", "EVAL"),
         ]
     assert hashes(redis_server) == {}

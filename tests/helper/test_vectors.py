@@ -15,7 +15,7 @@ from tests.servers import RedisServer
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 
-OUR_OWN = re.compile(r"Nodes$|Urls$")
+OUR_OWN = re.compile(r"(?:Nodes|Urls|Bus)$")
 """Keys of our own that the helper may read beside FreeIM's."""
 
 NEGATIVE_IDS = "negative ids are partitioned here; FreeIM throws unless the node count divides them"

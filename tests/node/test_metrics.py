@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from freeim import ImHelper
 from freeim.errors import ConfigError
+from freeim.names import Names
 from freeim.node import accept
 from tests.node.harness import (
     Raw,
@@ -329,6 +331,22 @@ async def test_what_waits_for_a_membership_is_told_and_what_does_not_fit_is_coun
         assert after("delivered_bytes_total") - found("delivered_bytes_total") == 2 * (4 + 402)
         assert after("fanout_connections_sum") == 6, "what had waited was not handed over at once"
         assert len(await peer.fence()) == 2
+
+
+async def test_with_a_stream_what_was_caught_up_trimmed_and_given_up_is_counted(redis_server: RedisServer) -> None:
+    with ImHelper(redis_server.url, nodes=["a"], bus="stream") as helper, helper.batch() as batch:
+        for _ in range(30):
+            batch.send_message(0, 1, "x" * 400)
+    redis_server.command("XTRIM", Names("im_v2_ws").stream("a"), "MAXLEN", 10)
+    async with running(redis_server, node="a", nodes=("a",), bus="stream", bus_queue_limit=2000) as run:
+        found = await scrape(run)
+        assert found("caught_up_messages_total") == 10
+        # Each weighs 200 and its frame: four pass the limit, and then the oldest go.
+        kept = run.node._bus.router.window_size
+        assert 3 <= kept <= 4
+        assert found.labelled("dropped_messages_total") == {("trimmed",): 20, ("away",): 10 - kept}
+        peer = await run.connect(1)
+        assert len(await peer.fence()) == kept
 
 
 async def test_payloads_that_are_no_messages_are_counted_as_dropped(redis_server: RedisServer) -> None:

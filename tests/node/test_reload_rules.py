@@ -33,6 +33,7 @@ SAMPLES: dict[str, Any] = {
     "public_url": "ws://h",
 }
 SAMPLES |= {"admin_bind": "off", "redis_url": "redis://other", "embedded": False, "prefix": "p", "path": "/other"}
+SAMPLES |= {"bus": "stream", "stream_length": 7, "stream_grace": 7.0}
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name not in RELOADABLE])

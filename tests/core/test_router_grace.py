@@ -1,0 +1,202 @@
+"""The grace after the start of a node: what is kept for clients that come back, against a model with a box for each."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, rule
+
+from freeim._core import Message
+from tests.core.test_router import IDS, Desk, Model, ModelClient, ModelMessage, RouterMachine
+
+
+class GraceModel(Model):
+    """In the grace each client without a connection has a box, in which everything waits for it."""
+
+    def __init__(self, tracking: bool) -> None:
+        super().__init__(tracking)
+        self.boxes: dict[bytes, list[ModelMessage]] | None = None
+        self.came: dict[bytes, int] = {}
+
+    def begin_grace(self) -> None:
+        if self.boxes is None:
+            self.boxes = {}
+            for client_id in (*IDS, b"99"):
+                client = self.clients.get(client_id)
+                if client is None or not client.open_connections():
+                    self.boxes[client_id] = [] if client is None else list(client.waiting or ())
+
+    def end_grace(self) -> None:
+        if self.boxes is None:
+            return
+        boxes, self.boxes = self.boxes, None
+        kept = {message.number: message for box in boxes.values() for message in box}
+        for _, message in sorted(kept.items()):
+            for receiver in message.to if message.kind == "direct" else ():
+                if message in boxes.get(receiver, ()):
+                    self.receipt(message, receiver, False)
+        for client_id in boxes:
+            client = self.clients.get(client_id)
+            if client is not None and client.waiting is not None:
+                client.waiting = []
+                client.since = self.routed
+
+    def opens(self, client: ModelClient, fresh: bool) -> None:
+        super().opens(client, fresh)
+        if fresh:
+            self.came[client.id] = self.routed
+        if self.boxes is not None and not client.open_connections():
+            client.waiting = self.boxes.pop(client.id)
+            client.established = False
+            self.came[client.id] = self.routed
+
+    def closed(self, client: ModelClient) -> None:
+        if self.boxes is not None and not client.open_connections() and client.id not in self.boxes:
+            self.boxes[client.id] = list(client.waiting or ())
+
+    def route(self, message: ModelMessage) -> None:
+        boxes = list((self.boxes or {}).values())
+        super().route(message)
+        for box in boxes:
+            box.append(message)
+
+    def receipt(self, message: ModelMessage, receiver: bytes, delivered: bool) -> None:
+        if delivered or self.boxes is None:
+            super().receipt(message, receiver, delivered)
+
+    def hand_over(self, client: ModelClient, message: ModelMessage) -> None:
+        if message.kind != "force" or message.number > self.came[client.id]:
+            super().hand_over(client, message)
+
+    def settle(self, client: ModelClient) -> None:
+        waiting, client.waiting = client.waiting, None
+        for message in waiting or ():
+            if self.boxes is None or client.open_connections():
+                self.hand_over(client, message)
+            elif client.id in self.boxes and message not in self.boxes[client.id]:
+                self.boxes[client.id].append(message)
+
+
+class RouterInGraceMachine(RouterMachine):
+    model: GraceModel
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = GraceModel(self.tracking)
+
+    @rule()
+    def the_grace_begins(self) -> None:
+        self.router.begin_grace()
+        self.model.begin_grace()
+
+    @rule(often=st.integers(0, 4))
+    def the_grace_ends(self, often: int) -> None:
+        if often == 0:
+            self.router.end_grace()
+            self.model.end_grace()
+
+    @invariant()
+    def receipts_agree_in_their_order(self) -> None:
+        assert self.receipts == self.model.receipts
+
+    @invariant()
+    def the_window_holds_what_the_oldest_waiting_client_needs_and_no_more(self) -> None:
+        if self.model.boxes is None:
+            assert self.router.kept_since is None
+            assert self.router.away() == {}
+            since = [
+                client.waiting[0].number - 1 if client.waiting else self.model.routed
+                for client in self.model.clients.values()
+                if client.waiting is not None
+            ]
+            assert self.router.pending_count == len(since)
+            assert self.router.window_size >= (self.model.routed - min(since) if since else 0)
+            if not since:
+                assert self.router.window_size == 0
+
+
+RouterInGraceMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=60)
+
+TestRouterInTheGraceAgreesWithItsModelWhateverHappens = RouterInGraceMachine.TestCase
+
+
+# ---- the rules one by one
+
+
+def direct(text: str, *receivers: bytes, receipt: bool = True) -> Message:
+    return Message.direct(b"9", list(receivers), text.encode(), receipt)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    desk = Desk()
+    desk.router.begin_grace()
+    return desk
+
+
+def test_who_comes_in_the_grace_gets_what_was_kept_and_receipts_come_with_it(desk: Desk) -> None:
+    desk.router.route(direct("first", b"1", b"2"))
+    desk.router.route(Message.channel_message(b"0", b"room", b"to the room"))
+    desk.router.route(Message.channel_message(b"0", None, b"to all"))
+    assert desk.receipts == []
+    assert desk.got(desk.connect(b"1", b"room")) == [b"first", b"to the room", b"to all"]
+    assert desk.receipts == [(b"first", b"1", True)]
+    desk.router.end_grace()
+    assert desk.receipts == [(b"first", b"1", True), (b"first", b"2", False)]
+    assert desk.router.window_size == 0
+
+
+def test_who_closes_and_comes_again_gets_only_what_came_since(desk: Desk) -> None:
+    desk.router.route(direct("before", b"1"))
+    first = desk.connect(b"1")
+    desk.router.route(direct("while here", b"1"))
+    desk.router.retire(first)
+    desk.router.route(direct("while closing", b"1"))
+    desk.router.detach(first)
+    desk.router.route(direct("while away", b"1"))
+    assert desk.got(first) == [b"before", b"while here"]
+    assert desk.got(desk.connect(b"1")) == [b"while closing", b"while away"]
+
+
+def test_an_order_to_go_is_not_for_a_connection_that_came_after_it(desk: Desk) -> None:
+    desk.router.route(Message.force_offline(b"1"))
+    desk.router.route(direct("kept", b"1"))
+    connection = desk.connect(b"1")
+    assert desk.got(connection) == [b"kept"]
+    assert not connection.closing
+    desk.router.route(Message.force_offline(b"1"))
+    assert connection.closing
+
+
+def test_where_too_much_is_kept_the_oldest_go_first_and_are_counted() -> None:
+    desk = Desk(window_limit=4_000)
+    desk.router.begin_grace()
+    for number in range(100):
+        desk.router.route(direct(f"{number}", b"1", b"2"))
+    assert desk.router.window_bytes <= 4_000 + 300
+    got = [int(text) for text in desk.got(desk.connect(b"1"))]
+    assert got == list(range(100 - len(got), 100))
+    assert 10 < len(got) < 20
+    assert desk.router.forgotten == 100 - len(got)
+    assert desk.router.dropped == 0
+    # Those that were forgotten have been answered; the others when the client came, or when the grace ends.
+    assert [int(text) for text, receiver, _ in desk.receipts if receiver == b"1"] == list(range(100))
+    assert {delivered for text, receiver, delivered in desk.receipts if receiver == b"1" and int(text) in got} == {True}
+    desk.router.end_grace()
+    assert [(int(text), said) for text, receiver, said in desk.receipts if receiver == b"2"] == [
+        (number, False) for number in range(100)
+    ]
+
+
+def test_who_is_sent_away_in_its_replay_gets_later_only_what_came_behind_the_order(desk: Desk) -> None:
+    connection = desk.begin(b"1")
+    desk.router.route(direct("before", b"1"))
+    desk.router.route(Message.force_offline(b"1"))
+    desk.router.route(direct("behind", b"1"))
+    desk.router.members(connection.client, [])
+    desk.router.confirm(connection)
+    connection.attach_transport(desk.wires[connection], -1)
+    assert desk.got(connection) == [b"before", b"close"]
+    desk.router.detach(connection)
+    assert desk.got(desk.connect(b"1")) == [b"behind"]
