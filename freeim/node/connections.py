@@ -30,6 +30,9 @@ log = logging.getLogger("freeim")
 TICK: Final = 0.1
 """Seconds between two looks at the deadlines."""
 
+STANDSTILL: Final = 0.5
+"""Seconds that a look is late from which on the process stood still: it was stopped, or the machine had no time."""
+
 GONE: Final = "gone"
 """What came of a handshake whose peer left before it was answered."""
 
@@ -99,6 +102,8 @@ class Connections:
         )
         self._timers: list[asyncio.TimerHandle | None] = [None, None]
         self._due = 0.0
+        self._stood_still = 0.0
+        """Seconds in which this process did nothing, though it should have."""
 
     def start(self) -> None:
         """Start the clock."""
@@ -139,7 +144,7 @@ class Connections:
         if self._stopped:  # accepted by the system a moment before we stopped
             assert handshake.transport is not None
             handshake.transport.abort()
-        self._handshakes.start(handshake, self._loop.time())
+        self._handshakes.start(handshake, self._now)
         if not self.admission.admit(handshake):
             assert handshake.transport is not None
             handshake.transport.abort()
@@ -334,7 +339,7 @@ class Connections:
     def linger(self, handshake: Handshake) -> None:
         """A refused peer gets some time to read the answer and end its side."""
         self._handshakes.finish(handshake)
-        self._lingering.start(handshake, self._loop.time())
+        self._lingering.start(handshake, self._now)
 
     def handshake_lost(self, handshake: Handshake) -> None:
         """The socket of a request is gone."""
@@ -394,7 +399,7 @@ class Connections:
     def _close_begins(self, terminal: Terminal, by: str, code: int) -> None:
         if terminal in self._closing:
             return  # it was cut while it got its 101
-        self._closing.start(terminal, self._loop.time())
+        self._closing.start(terminal, self._now)
         # A terminal may send any code: those above are an application's, and 4001 from there is not ours.
         self.closes[by, str(code) if by == "node" or code in _NAMED_CODES else "other"] += 1
 
@@ -465,13 +470,21 @@ class Connections:
         """Call something after a while."""
         self._loop.call_later(seconds, call)
 
+    @property
+    def _now(self) -> float:
+        """The time for deadlines. While we stood still nobody could be heard: that is not their delay."""
+        return self._loop.time() - self._stood_still
+
     def _tick(self) -> None:
         self._timers[0] = self._loop.call_later(TICK, self._tick)
         now = self._loop.time()
-        self.lag.observe(max(now - self._due, 0.0))
+        late = max(now - self._due, 0.0)
+        self.lag.observe(late)
         self._due = now + TICK
+        if late > STANDSTILL:
+            self._stood_still += late
         for deadlines in (self._handshakes, self._lingering, self._closing):
-            deadlines.expire(now)
+            deadlines.expire(self._now)
         self.admission.look_at_clock(now)
 
     def _turn(self) -> None:

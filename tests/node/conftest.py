@@ -24,6 +24,7 @@ ON_BOTH_TRANSPORTS = {
     "test_refused",
     "test_slow_terminals",
     "test_tls",
+    "test_tls_pieces",
 }
 
 
