@@ -154,7 +154,7 @@ class Node:
 
     async def _take(self) -> None:
         await self._master_watch.connected()
-        await self._presence.take()
+        await self._burier.begin(await self._presence.take())
         self._bus.router.set_tracking(self._session.tracking)
         self._bus.router.open = True
         await self._redis_watch.connected()

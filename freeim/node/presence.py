@@ -74,8 +74,11 @@ class Presence:
 
     # ---- the name
 
-    async def take(self) -> None:
-        """Take the node's name, register it and the list of nodes, and bury a dead predecessor.
+    async def take(self) -> list[str]:
+        """Take the node's name, and register it and the list of nodes.
+
+        Returns:
+            The epochs of dead predecessors, which can be buried at once.
 
         Raises:
             ConfigError: The name has a living owner, or the list of nodes differs from the one in use.
@@ -109,8 +112,7 @@ class Presence:
                 "the list, stop all nodes first, or force it with --replace-nodes"
             )
         self.nodes = tuple(json.loads(detail))
-        for epoch in dead:
-            await self.bury(epoch)
+        return dead
 
     async def bury(self, epoch: str) -> int:
         """Take out all that a dead instance left behind, and return how many connections that was."""

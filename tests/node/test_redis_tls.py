@@ -77,12 +77,12 @@ async def test_node_helpers_and_buses_reach_a_redis_that_speaks_only_tls(start: 
 
 async def unreachable(redis: RedisServer, url: str) -> None:
     """Show that neither a node nor a helper talks to this Redis."""
-    with pytest.raises(RedisUnavailable, match="(?i)certificate"):
+    with pytest.raises(RedisUnavailable, match=r"(?i)certificate"):
         await bounded(Running(redis, redis_url=url).node.start())
-    with ImHelper(url) as helper, pytest.raises(RedisUnavailable, match="(?i)certificate"):
+    with ImHelper(url) as helper, pytest.raises(RedisUnavailable, match=r"(?i)certificate"):
         await asyncio.to_thread(helper.has_online, 7)
     async with AsyncImHelper(url) as other:
-        with pytest.raises(RedisUnavailable, match="(?i)certificate"):
+        with pytest.raises(RedisUnavailable, match=r"(?i)certificate"):
             await other.has_online(7)
 
 
