@@ -49,6 +49,9 @@ CLOSES_PER_SCRIPT: Final = 100
 OPENS_PER_TURN: Final = 500
 """Connections that are put back before the loop looks at anything else."""
 
+OPENS_PER_BEAT: Final = 100
+"""Connections that are put back before the lease is renewed: with a thousand channels each, a second."""
+
 
 class Presence:
     """Takes the node's name, and opens and closes connections in Redis.
@@ -70,6 +73,8 @@ class Presence:
         self._closes: list[int] = []
         self.complete = True
         """Whether the last comparison put everything back."""
+        self._lapsed = False
+        """Whether the lease ran out during the last comparison."""
         self._refused_log = SparseLog(logging.WARNING, WARNINGS_PER_MINUTE, "Redis refused %d more such updates")
 
     # ---- the name
@@ -140,11 +145,16 @@ class Presence:
             NodeReplaced: Another process owns the name now.
             hiredis.HiredisError, OSError: Redis failed.
         """
-        names = self._names
         self._beats += 1
         self._session.probe_sent(self._beats)
-        reply = await self._session.run_and_wait(
-            load_script("beat"),
+        reply = await self._session.run_and_wait(load_script("beat"), *self._beat_arguments())
+        if reply == b"REPLACED":
+            raise NodeReplaced(f"another process took the name {self._name!r} over")
+        return bool(reply == b"REVIVED")
+
+    def _beat_arguments(self) -> tuple[Any, ...]:
+        names = self._names
+        return (
             [
                 names.lease(self._name),
                 names.alive(self.epoch),
@@ -160,9 +170,6 @@ class Presence:
             json.dumps({"v": 1, "by": "mod", "nodes": self.nodes, "prev": None}, separators=(",", ":")),
             self._options.public_url or "",
         )
-        if reply == b"REPLACED":
-            raise NodeReplaced(f"another process took the name {self._name!r} over")
-        return bool(reply == b"REVIVED")
 
     async def release(self) -> None:
         """Give the name back after a clean stop."""
@@ -256,6 +263,7 @@ class Presence:
         self._closes += [number for number in share if number not in living]
         self._send_closes()
         gaps = self._session.gaps
+        self._lapsed = False
         missing = [connection for number, connection in living.items() if number not in share]
         refused: list[Connection] = []
         for number, connection in enumerate(missing, 1):
@@ -263,6 +271,9 @@ class Presence:
             if connection.number in living:
                 on_reply = partial(self._put_back, connection, living, refused)
                 self._run_open(connection, [], connection.client.channel_names, on_reply)
+            if number % OPENS_PER_BEAT == 0:
+                # Many that come back may take Redis longer than a lease lasts: peers must not bury us meanwhile.
+                self._session.run(self._renewed, load_script("beat"), *self._beat_arguments())
             if number % OPENS_PER_TURN == 0:
                 await asyncio.sleep(0)
                 if self._session.gaps != gaps:
@@ -270,9 +281,17 @@ class Presence:
         # One more round trip, behind all of these in the same pipeline: then they are done.
         await self._session.call("PING")
         self._send_closes()  # of those that closed meanwhile, while the session did not count as up
+        if self._lapsed:
+            # To read the channels of who is not back yet would be to forget them: all is done once more.
+            raise LinkLost("the lease ran out while connections were put back")
         self.complete = not refused
         if missing:
             log.info("put %d connections back that Redis had lost", len(missing) - len(refused))
+
+    def _renewed(self, reply: Any) -> None:
+        self.warn(reply)
+        if reply == b"REVIVED":  # what was put back before may have been buried again
+            self._lapsed = True
 
     def _put_back(
         self, connection: Connection, living: dict[int, Connection], refused: list[Connection], reply: Any
@@ -280,6 +299,8 @@ class Presence:
         self.warn(reply)
         if isinstance(reply, Exception):
             refused.append(connection)
+        elif reply == FENCED:
+            self._lapsed = True
         if connection.number not in living:
             self.close(connection.number)  # again, for the reason that `Connections` has too: see _open_answered
 
