@@ -73,8 +73,8 @@ class Presence:
         self._closes: list[int] = []
         self.complete = True
         """Whether the last comparison put everything back."""
-        self._lapsed = False
-        """Whether the lease ran out during the last comparison."""
+        self.lapsed = False
+        """Whether the lease ran out during the last comparison, so that somebody was not put back."""
         self._refused_log = SparseLog(logging.WARNING, WARNINGS_PER_MINUTE, "Redis refused %d more such updates")
 
     # ---- the name
@@ -263,7 +263,7 @@ class Presence:
         self._closes += [number for number in share if number not in living]
         self._send_closes()
         gaps = self._session.gaps
-        self._lapsed = False
+        self.lapsed = False
         missing = [connection for number, connection in living.items() if number not in share]
         refused: list[Connection] = []
         for number, connection in enumerate(missing, 1):
@@ -281,17 +281,14 @@ class Presence:
         # One more round trip, behind all of these in the same pipeline: then they are done.
         await self._session.call("PING")
         self._send_closes()  # of those that closed meanwhile, while the session did not count as up
-        if self._lapsed:
-            # To read the channels of who is not back yet would be to forget them: all is done once more.
-            raise LinkLost("the lease ran out while connections were put back")
-        self.complete = not refused
+        self.complete = not refused and not self.lapsed
         if missing:
             log.info("put %d connections back that Redis had lost", len(missing) - len(refused))
 
     def _renewed(self, reply: Any) -> None:
         self.warn(reply)
         if reply == b"REVIVED":  # what was put back before may have been buried again
-            self._lapsed = True
+            self.lapsed = True
 
     def _put_back(
         self, connection: Connection, living: dict[int, Connection], refused: list[Connection], reply: Any
@@ -300,7 +297,7 @@ class Presence:
         if isinstance(reply, Exception):
             refused.append(connection)
         elif reply == FENCED:
-            self._lapsed = True
+            self.lapsed = True
         if connection.number not in living:
             self.close(connection.number)  # again, for the reason that `Connections` has too: see _open_answered
 
