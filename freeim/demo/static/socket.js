@@ -9,7 +9,8 @@ const FORCED_OFFLINE = 1001; // with the reason "disconnect": do not come back b
 const REPLACED = 4001; // by a newer login: two pages that both came back would replace each other for ever
 
 export class Connection {
-  // told(state, error): "connecting", "open", "waiting", "forced", "replaced" or "refused"; heard(message): what the node pushes.
+  // told(state, error): "connecting", "open", "waiting", "forced", "replaced" or "refused".
+  // heard(message): what the node pushes.
   constructor(told, heard) {
     this.told = told;
     this.heard = heard;
