@@ -10,6 +10,7 @@ import os
 import select
 from functools import cache
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 import redis.asyncio
@@ -102,6 +103,14 @@ def _manners(timeout: float, retry: Any) -> dict[str, Any]:
         "protocol": 2,
         "decode_responses": False,
     }
+
+
+def _tls_options(url: str) -> dict[str, Any]:
+    """Return what a URL with TLS needs beside. redis-py compares the certificate with the host only since version 6."""
+    parts = urlsplit(url)
+    if parts.scheme != "rediss" or "none" in parse_qs(parts.query).get("ssl_cert_reqs", ()):
+        return {}
+    return {"ssl_check_hostname": True}
 
 
 class EmbeddedConnection(redis.UnixDomainSocketConnection):
@@ -220,17 +229,19 @@ def _sentinel_options(address: RedisAddress, retry: Any) -> dict[str, Any]:
         "username": address.sentinel_username,
         "password": address.sentinel_password,
         "ssl": address.tls,
+        "ssl_check_hostname": address.tls,
     }
 
 
 def _master_options(address: RedisAddress) -> dict[str, Any]:
     """Return how to connect to the master that the Sentinels of a URL name."""
-    return {
+    options = {
         "sentinels": address,
         "username": address.username,
         "password": address.password,
         "db": address.database,
     }
+    return options | {"ssl_check_hostname": True} if address.tls else options
 
 
 def _sentinel_address(url: str | None) -> RedisAddress | None:
@@ -249,6 +260,7 @@ def open_sync(url: str | None, timeout: float) -> redis.Redis:
         options |= _master_options(address)
         pool = redis.ConnectionPool(kind, max_connections=_UNLIMITED, **options)
     else:
+        options |= _tls_options(url)
         pool = redis.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
     pool.connection_class = _marking(pool.connection_class)
     return redis.Redis(connection_pool=pool)
@@ -265,6 +277,7 @@ def open_async(url: str | None, timeout: float) -> redis.asyncio.Redis:
         options |= _master_options(address)
         pool = redis.asyncio.ConnectionPool(kind, max_connections=_UNLIMITED, **options)
     else:
+        options |= _tls_options(url)
         pool = redis.asyncio.ConnectionPool.from_url(url, max_connections=_UNLIMITED, **options)
     pool.connection_class = _marking_async(pool.connection_class)
     return redis.asyncio.Redis(connection_pool=pool)

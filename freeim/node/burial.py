@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 import hiredis
@@ -69,6 +69,21 @@ class Burier:
             # Not a part of the beat: thousands of connections take longer than a lease may wait.
             self._burial = asyncio.create_task(self._bury_all(certain), name="freeim burial")
 
+    async def begin(self, epochs: list[str]) -> None:
+        """Bury the predecessors of this node; what takes longer than a beat goes on while it serves.
+
+        Args:
+            epochs: Those that are dead for certain.
+        """
+        if not epochs:
+            return
+        self._burial = asyncio.create_task(self._bury_all(epochs), name="freeim burial")
+        try:
+            await asyncio.wait([self._burial], timeout=BEAT_INTERVAL)
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
+
     async def stop(self) -> None:
         """End a burial that is under way; another node will go on with it."""
         if self._burial is not None:
@@ -84,7 +99,7 @@ class Burier:
         living = await asyncio.gather(*(self._session.call("EXISTS", self._names.alive(epoch)) for epoch in epochs))
         return {epoch for epoch, lives in zip(epochs, living, strict=True) if not lives}
 
-    async def _bury_all(self, epochs: set[str]) -> None:
+    async def _bury_all(self, epochs: Collection[str]) -> None:
         try:
             for epoch in sorted(epochs):
                 await self._bury(epoch)

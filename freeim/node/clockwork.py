@@ -14,6 +14,9 @@ from freeim.node.timers import PingWheel
 TICK: Final = 0.1
 """Seconds between two looks at the deadlines."""
 
+STANDSTILL: Final = 0.5
+"""Seconds that a look is late from which on the process stood still: it was stopped, or the machine had no time."""
+
 
 class Clockwork:
     """Ticks from `start` to `stop`.
@@ -41,6 +44,13 @@ class Clockwork:
         self._ticking: asyncio.TimerHandle | None = None
         self._turning: asyncio.TimerHandle | None = None
         self._due = 0.0
+        self._stood_still = 0.0
+        """Seconds in which this process did nothing, though it should have."""
+
+    @property
+    def patient_now(self) -> float:
+        """The time for what peers must do in time. While we stood still nobody could be heard: that is not their delay."""
+        return self._loop.time() - self._stood_still
 
     def start(self) -> None:
         """Begin to tick."""
@@ -74,8 +84,11 @@ class Clockwork:
     def _tick(self) -> None:
         self._ticking = self._loop.call_later(TICK, self._tick)
         now = self._loop.time()
-        self.lag.observe(max(now - self._due, 0.0))
+        late = max(now - self._due, 0.0)
+        self.lag.observe(late)
         self._due = now + TICK
+        if late > STANDSTILL:
+            self._stood_still += late
         self._on_tick(now)
 
     def _turn(self) -> None:

@@ -140,7 +140,7 @@ class Connections:
         if self._stopped:  # accepted by the system a moment before we stopped
             assert handshake.transport is not None
             handshake.transport.abort()
-        self._handshakes.start(handshake, self._loop.time())
+        self._handshakes.start(handshake, self.clockwork.patient_now)
         if not self.admission.admit(handshake):
             assert handshake.transport is not None
             handshake.transport.abort()
@@ -340,7 +340,7 @@ class Connections:
     def linger(self, handshake: Handshake) -> None:
         """A refused peer gets some time to read the answer and end its side."""
         self._handshakes.finish(handshake)
-        self._lingering.start(handshake, self._loop.time())
+        self._lingering.start(handshake, self.clockwork.patient_now)
 
     def handshake_lost(self, handshake: Handshake) -> None:
         """The socket of a request is gone."""
@@ -402,7 +402,7 @@ class Connections:
     def _close_begins(self, terminal: Terminal, by: str, code: int) -> None:
         if terminal in self._closing:
             return  # it was cut while it got its 101
-        self._closing.start(terminal, self._loop.time())
+        self._closing.start(terminal, self.clockwork.patient_now)
         # A terminal may send any code: those above are an application's, and 4001 from there is not ours.
         self.closes[by, str(code) if by == "node" or code in _NAMED_CODES else "other"] += 1
 
@@ -478,8 +478,9 @@ class Connections:
         self._loop.call_later(seconds, call)
 
     def _look_at_clock(self, now: float) -> None:
+        patient_now = self.clockwork.patient_now
         for deadlines in (self._handshakes, self._lingering, self._closing):
-            deadlines.expire(now)
+            deadlines.expire(patient_now)
         self.admission.look_at_clock(now)
         self.resume.look_at_clock(now)
 

@@ -169,7 +169,7 @@ class Node:
 
     async def _take(self) -> None:
         await self._master_watch.connected()
-        await self._presence.take()
+        await self._burier.begin(await self._presence.take())
         self._bus.router.set_tracking(self._session.tracking)
         self._bus.router.open = True
         await self._redis_watch.connected()
@@ -355,6 +355,9 @@ class Node:
             await self._renew()
             if not self._session.refused:
                 await self._presence.reconcile(self._connections.living)
+                if self._presence.lapsed and self._end is not None and not self._end.done():
+                    # To read the channels of who is not back yet would be to forget them: all is done once more.
+                    raise LinkLost("the lease ran out while connections were put back")
             if compared == self._forgotten:
                 self._bus.reread_all(self._session.tracking)
                 self._connections.retry_fenced()

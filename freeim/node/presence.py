@@ -50,6 +50,9 @@ CLOSES_PER_SCRIPT: Final = 100
 OPENS_PER_TURN: Final = 500
 """Connections that are put back before the loop looks at anything else."""
 
+OPENS_PER_BEAT: Final = 100
+"""Connections that are put back before the lease is renewed: with a thousand channels each, a second."""
+
 
 class Presence:
     """Takes the node's name, and opens and closes connections in Redis.
@@ -71,12 +74,17 @@ class Presence:
         self._closes: list[int] = []
         self.complete = True
         """Whether the last comparison put everything back."""
+        self.lapsed = False
+        """Whether the lease ran out during the last comparison, so that somebody was not put back."""
         self._refused_log = SparseLog(logging.WARNING, WARNINGS_PER_MINUTE, "Redis refused %d more such updates")
 
     # ---- the name
 
-    async def take(self) -> None:
-        """Take the node's name, register it and the list of nodes, and bury a dead predecessor.
+    async def take(self) -> list[str]:
+        """Take the node's name, and register it and the list of nodes.
+
+        Returns:
+            The epochs of dead predecessors, which can be buried at once.
 
         Raises:
             ConfigError: The name has a living owner, or the list of nodes or the kind of bus differs from those in use.
@@ -117,8 +125,7 @@ class Presence:
                 "bus",
             )
         self.nodes = tuple(json.loads(detail))
-        for epoch in dead:
-            await self.bury(epoch)
+        return dead
 
     async def bury(self, epoch: str) -> int:
         """Take out all that a dead instance left behind, and return how many connections that was."""
@@ -146,11 +153,16 @@ class Presence:
             NodeReplaced: Another process owns the name now.
             hiredis.HiredisError, OSError: Redis failed.
         """
-        names = self._names
         self._beats += 1
         self._session.probe_sent(self._beats)
-        reply = await self._session.run_and_wait(
-            load_script("beat"),
+        reply = await self._session.run_and_wait(load_script("beat"), *self._beat_arguments())
+        if reply == b"REPLACED":
+            raise NodeReplaced(f"another process took the name {self._name!r} over")
+        return bool(reply == b"REVIVED")
+
+    def _beat_arguments(self) -> tuple[Any, ...]:
+        names = self._names
+        return (
             [
                 names.lease(self._name),
                 names.alive(self.epoch),
@@ -168,9 +180,6 @@ class Presence:
             self._options.public_url or "",
             bus_text(self._options.kept_messages),
         )
-        if reply == b"REPLACED":
-            raise NodeReplaced(f"another process took the name {self._name!r} over")
-        return bool(reply == b"REVIVED")
 
     async def release(self) -> None:
         """Give the name back after a clean stop."""
@@ -264,6 +273,7 @@ class Presence:
         self._closes += [number for number in share if number not in living]
         self._send_closes()
         gaps = self._session.gaps
+        self.lapsed = False
         missing = [connection for number, connection in living.items() if number not in share]
         refused: list[Connection] = []
         for number, connection in enumerate(missing, 1):
@@ -271,6 +281,9 @@ class Presence:
             if connection.number in living:
                 on_reply = partial(self._put_back, connection, living, refused)
                 self._run_open(connection, [], connection.client.channel_names, on_reply)
+            if number % OPENS_PER_BEAT == 0:
+                # Many that come back may take Redis longer than a lease lasts: peers must not bury us meanwhile.
+                self._session.run(self._renewed, load_script("beat"), *self._beat_arguments())
             if number % OPENS_PER_TURN == 0:
                 await asyncio.sleep(0)
                 if self._session.gaps != gaps:
@@ -278,9 +291,14 @@ class Presence:
         # One more round trip, behind all of these in the same pipeline: then they are done.
         await self._session.call("PING")
         self._send_closes()  # of those that closed meanwhile, while the session did not count as up
-        self.complete = not refused
+        self.complete = not refused and not self.lapsed
         if missing:
             log.info("put %d connections back that Redis had lost", len(missing) - len(refused))
+
+    def _renewed(self, reply: Any) -> None:
+        self.warn(reply)
+        if reply == b"REVIVED":  # what was put back before may have been buried again
+            self.lapsed = True
 
     def _put_back(
         self, connection: Connection, living: dict[int, Connection], refused: list[Connection], reply: Any
@@ -288,6 +306,8 @@ class Presence:
         self.warn(reply)
         if isinstance(reply, Exception):
             refused.append(connection)
+        elif reply == FENCED:
+            self.lapsed = True
         if connection.number not in living:
             self.close(connection.number)  # again, for the reason that `Connections` has too: see _open_answered
 

@@ -319,9 +319,11 @@ class Session:
         self._last_beat = self._last_probe = boot_time()
 
     async def _beats(self) -> None:
+        sent = boot_time()
         while True:
             try:
-                async with asyncio.timeout(BEAT_INTERVAL):
+                # From one to the next, however long the answer took: a lease has no time for both.
+                async with asyncio.timeout(sent + BEAT_INTERVAL - boot_time()):
                     await self._beat_asked.wait()
             except TimeoutError:
                 pass

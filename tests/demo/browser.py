@@ -155,8 +155,8 @@ class Stage:
         self._stack = contextlib.AsyncExitStack()
         self._node, self._app = contextlib.ExitStack(), contextlib.ExitStack()
 
-    def start_node(self) -> None:
-        options = ("--bind", f"127.0.0.1:{self.node_port}", "--redis-url", self.redis_server.url)
+    def start_node(self, *more: str) -> None:
+        options = ("--bind", f"127.0.0.1:{self.node_port}", "--redis-url", self.redis_server.url, *more)
         self._node.enter_context(Server(*options)).banner()
 
     def stop_node(self) -> None:

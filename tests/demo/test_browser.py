@@ -196,6 +196,43 @@ async def test_who_goes_offline_stays_there_until_they_come_back(pair: tuple[Win
     assert bo.sockets == 2
 
 
+async def test_who_is_signed_in_elsewhere_stays_away_until_they_want_it_back(
+    stage: Stage, pair: tuple[Window, Window]
+) -> None:
+    ana, bo = pair
+    stage.stop_node()
+    stage.start_node("--max-per-client", "1", "--per-client-policy", "replace-oldest")
+    for window in pair:
+        await window.connected()
+    before = ana.sockets
+    second = Window(ana.context, await ana.context.new_page())
+    await second.page.goto(ana.page.url)
+    await second.connected()
+    await expect(ana.page.get_by_role("heading", name="You are signed in elsewhere")).to_be_visible()
+    await ana.page.keyboard.press("Escape")
+    # Longer than the first pause before a page comes back, and what else wakes it.
+    await ana.page.evaluate("dispatchEvent(new Event('online'))")
+    await ana.page.wait_for_timeout(2500)
+    await expect(ana.page.get_by_role("heading", name="You are signed in elsewhere")).to_be_visible()
+    assert (ana.sockets, second.sockets) == (before, 1), "no fight"
+    assert (await ana.states())[-1] == "replaced"
+    await expect(bo.row("Everyone")).to_contain_text("2 online")
+    await second.go("lobby")
+    await second.say("from the newer one")
+    await bo.go("lobby")
+    await bo.reads("from the newer one")
+    await second.page.get_by_role("button", name="中文").click()
+    await ana.page.get_by_role("button", name="Use it here").click()
+    await ana.connected()
+    await expect(second.page.get_by_role("heading", name="你已在别处登录")).to_be_visible()
+    await expect(second.page.get_by_role("button", name="在此使用")).to_be_visible()
+    await second.page.wait_for_timeout(2500)
+    assert (ana.sockets, second.sockets) == (before + 1, 1)
+    await ana.go("lobby")
+    await ana.say("here again")
+    await bo.reads("here again")
+
+
 async def test_a_reload_and_a_second_window_are_the_same_person(pair: tuple[Window, Window]) -> None:
     ana, bo = pair
     await ana.page.reload()

@@ -16,7 +16,10 @@ NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE.text)
 def found_in(file: str) -> set[str]:
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    return {node.name for node in tree.body if isinstance(node, kinds) and node.name.startswith("test_")}
+    names = {node.name for node in tree.body if isinstance(node, kinds) and node.name.startswith("test_")}
+    # Hypothesis makes the test of a state machine: TestX = XMachine.TestCase
+    targets = [node.targets[0] for node in tree.body if isinstance(node, ast.Assign)]
+    return names | {target.id for target in targets if isinstance(target, ast.Name) and target.id.startswith("Test")}
 
 
 @pytest.mark.parametrize(("file", "name"), sorted(set(NAMED)))

@@ -179,7 +179,8 @@ def test_haproxy_says_where_terminals_are_without_looking_into_their_bytes(
     certificates = Certificates(tmp_path, HOST)
     files = ("--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key)) if secure else ()
     bind = ("--bind", f"127.0.0.1:{first}", "--workers", "2", "--redis-url", redis_server.url)
-    limits = ("--trusted-proxies", "127.0.0.1", "--max-per-address", "1")
+    # This process, too, must get on between its handshake of TLS and its request; a busy machine may let it wait.
+    limits = ("--trusted-proxies", "127.0.0.1", "--max-per-address", "1", "--handshake-timeout", "30")
     with (
         Server(*bind, *limits, *files, "--public-url", f"{'wss' if secure else 'ws'}://{HOST}:{{port}}") as group,
         haproxy(text, port, tmp_path),
@@ -190,7 +191,8 @@ def test_haproxy_says_where_terminals_are_without_looking_into_their_bytes(
         def through(client: int, source: str) -> ClientConnection:
             more: dict[str, Any] = {"ssl": certificates.trust} if secure else {}
             address = ("127.0.0.1", port + client % 2)
-            return connect(helper.prev_connect_server(client), address=address, source_address=(source, 0), **more)
+            url = helper.prev_connect_server(client)
+            return connect(url, address=address, source_address=(source, 0), open_timeout=40, **more)
 
         with through(1, "127.0.0.2") as one, through(2, "127.0.0.2") as two, through(1, "127.0.0.3"):
             for client, terminal in ((1, one), (2, two)):

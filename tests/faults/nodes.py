@@ -27,7 +27,7 @@ import sys
 from freeim.node import burial, presence, session
 vars(session).update(BEAT_INTERVAL={BEAT}, SILENCE_LIMIT={2 * BEAT}, MAX_BACKOFF={BEAT})
 vars(presence).update(LEASE_MS={int(LEASE * 1000)})
-vars(burial).update(LEASE_MS={int(LEASE * 1000)}, LATE={1.5 * BEAT})
+vars(burial).update(BEAT_INTERVAL={BEAT}, LEASE_MS={int(LEASE * 1000)}, LATE={1.5 * BEAT})
 from freeim.cli import main
 sys.exit(main())
 """

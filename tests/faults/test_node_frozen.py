@@ -5,10 +5,26 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+from pathlib import Path
 
-from tests.faults.nodes import BEAT, BURIED_SECONDS, LEASE, Events, connect_all, no_ghosts, nodes_on, tell_channel
-from tests.node.harness import until
-from tests.servers import RedisServer
+import pytest
+
+from freeim.names import new_token
+from tests.certificates import Certificates
+from tests.faults.nodes import (
+    BEAT,
+    BURIED_SECONDS,
+    LEASE,
+    Events,
+    connect_all,
+    no_ghosts,
+    nodes_on,
+    start,
+    tell_channel,
+)
+from tests.membership.terminals import NAMES
+from tests.node.harness import bounded, frame, head, until
+from tests.servers import RedisServer, free_port
 
 SEED = random.randrange(2**32)
 
@@ -44,6 +60,40 @@ async def test_a_frozen_node_notices_that_it_was_buried_and_puts_its_connections
             assert len(nodes[first].logged("connections back that Redis had lost")) == 1
         for terminal in everybody.values():
             await terminal.close()
+
+
+@pytest.mark.parametrize("secure", [True, False], ids=["TLS", "no TLS"])
+async def test_what_came_while_a_node_stood_still_is_served_and_not_refused_for_being_late(
+    redis_server: RedisServer, tmp_path: Path, secure: bool
+) -> None:
+    name, certificates = f"127.0.0.1:{free_port()}", Certificates(tmp_path)
+    files = ("--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key)) if secure else ()
+    short = ("--handshake-timeout", "1", "--close-timeout", "1")
+    with start(redis_server, name, [name], *files, *short) as node:
+        node.banner()
+        context = certificates.trust if secure else None
+        closing, opening = [
+            await asyncio.open_connection(
+                *name.split(":"), ssl=context, server_hostname="localhost" if secure else None
+            )
+            for _ in range(2)
+        ]
+        token = {client: new_token() for client in (1, 2)}
+        for client, text in token.items():
+            redis_server.command("SET", NAMES.token(text), f'{{"Item1":{client},"Item2":"m"}}', "EX", 60)
+        closing[1].write(head(f"/ws?token={token[1]}"))
+        assert b" 101 " in await bounded(closing[0].readuntil(b"\r\n\r\n"))
+        redis_server.command("PUBLISH", NAMES.server(name), "__FreeIM__(ForceOffline)1")
+        assert await bounded(closing[0].readexactly(14)) == b"\x88\x0c\x03\xe9disconnect"
+        node.tell(signal.SIGSTOP)
+        opening[1].write(head(f"/ws?token={token[2]}"))
+        closing[1].write(frame(8, b"\x03\xe9disconnect"))
+        await asyncio.sleep(2.0)  # twice as long as either has
+        node.tell(signal.SIGCONT)
+        assert b" 101 " in await bounded(opening[0].readuntil(b"\r\n\r\n"))
+        assert await bounded(closing[0].read()) == b"", "no reset"
+        opening[1].close()
+        closing[1].close()
 
 
 async def test_while_redis_pauses_no_living_node_is_buried_and_a_dead_one_is_afterwards(

@@ -153,12 +153,14 @@ class Instance:
             self.kill()
 
     async def _start(self) -> None:
-        await self.presence.take()
+        dead = await self.presence.take()
         self.pipe.up = self.pipe.connected
+        for epoch in dead:  # while it serves: there may be much of it
+            self.begin(self.bury(epoch))
 
     async def beat(self) -> None:
         losses = self.losses
-        if await self.presence.beat():
+        if await self.presence.beat() or not self.presence.complete:
             await self._reconcile(losses)
         self._retry_fenced()
 

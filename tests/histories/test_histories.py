@@ -282,7 +282,8 @@ class History:
 def desk(session_redis_server: RedisServer) -> Iterator[Desk]:
     desk = Desk(session_redis_server)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(presence, "OPENS_PER_TURN", 1)  # so that much happens while connections are put back
+        for limit in ("OPENS_PER_TURN", "OPENS_PER_BEAT"):  # so that much happens while connections are put back
+            patch.setattr(presence, limit, 1)
         yield desk
     desk.close()
 

@@ -25,6 +25,7 @@ ON_BOTH_TRANSPORTS = {
     "test_resume",
     "test_slow_terminals",
     "test_tls",
+    "test_tls_pieces",
 }
 
 

@@ -85,6 +85,7 @@ def test_an_origin_of_the_list_is_known_however_it_is_written(origin: str) -> No
         ),
         *("https://example.org.", "http://localhost", "http://localhost:80001", "https://*.example.org"),
         *("https://app.example.com/", "https://app.example.com, https://evil.example", "https://u@app.example.com"),
+        *("https://a.example.org.evil.example", "https://a.example.orgs"),
         *("https://evil.example/.example.org", "https://evil.example?.example.org", "https://a.example.org\x00"),
     ],
 )

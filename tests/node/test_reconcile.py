@@ -309,6 +309,25 @@ async def test_flushall_brings_presence_memberships_and_the_list_of_nodes_back(r
         assert await events.heard() == []
 
 
+async def test_a_lease_that_runs_out_while_connections_are_put_back_costs_no_channels(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(redis_server, node="a", nodes=("a",), public_url="wss://im.example.com") as run:
+        peers = await three_connections(run)
+        before = memberships(run)
+        run_open, alive = run.node._presence._run_open, run.names.alive(run.node._presence.epoch)
+
+        def too_late(*args: Any) -> None:
+            monkeypatch.undo()
+            redis_server.command("DEL", alive)
+            run_open(*args)
+
+        monkeypatch.setattr(run.node._presence, "_run_open", too_late)
+        redis_server.flush()
+        await until(lambda: len(run.share) == 3, "all are put back")
+        await assert_all_is_back(run, peers, before)
+
+
 async def test_a_second_flushall_while_the_first_is_being_mended_is_mended_too(redis_server: RedisServer) -> None:
     async with running(redis_server, node="a", public_url="wss://im.example.com") as run, run.events() as events:
         peers = await three_connections(run)

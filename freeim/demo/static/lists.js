@@ -5,7 +5,9 @@ import { language, t } from "./i18n.js";
 import { EVERYONE, clientOf, conversation, kindOf, nameOf, personId, roomId, store, unreadOfAll } from "./store.js";
 
 const collator = () => new Intl.Collator(language);
-const STATES = { connecting: "connecting", open: "open", waiting: "waiting", forced: "forcedState", refused: "refused" };
+const STATES = {
+  connecting: "connecting", open: "open", waiting: "waiting", forced: "forcedState", replaced: "forcedState", refused: "refused",
+};
 
 export function drawState() {
   $("state").dataset.state = store.state;

@@ -22,8 +22,8 @@ function told(state, error) {
     store.me = connection.me;
     store.names.set(store.me.id, store.me.name);
     sync();
-  } else if (state === "forced") {
-    openDialog($("offline-dialog"), () => void connection.connect(), { closable: false });
+  } else if (state === "forced" || state === "replaced") {
+    openDialog($(`${state}-dialog`), () => void connection.connect(), { closable: false });
   } else if (state === "refused") {
     askName(tFailure(error, store.limits));
   }

@@ -6,9 +6,11 @@ const FIRST_PAUSE = 500;
 const LONGEST_PAUSE = 10_000;
 const STEADY = 3_000; // a connection that lasted as long begins a new count of attempts
 const FORCED_OFFLINE = 1001; // with the reason "disconnect": do not come back by yourself
+const REPLACED = 4001; // by a newer login: two pages that both came back would replace each other for ever
 
 export class Connection {
-  // told(state, error): "connecting", "open", "waiting", "forced" or "refused"; heard(message): what the node pushes.
+  // told(state, error): "connecting", "open", "waiting", "forced", "replaced" or "refused".
+  // heard(message): what the node pushes.
   constructor(told, heard) {
     this.told = told;
     this.heard = heard;
@@ -63,6 +65,10 @@ export class Connection {
       this.socket = null;
       if (event.code === FORCED_OFFLINE && event.reason === "disconnect") {
         this.told("forced");
+        return;
+      }
+      if (event.code === REPLACED) {
+        this.told("replaced");
         return;
       }
       if (opened && Date.now() - opened > STEADY) this.attempts = 0;
