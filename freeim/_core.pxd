@@ -136,6 +136,10 @@ cdef class Router:
         object _window                # deque of Message: all from the oldest pending client's `since` on
         long long _position           # of the next message
         public bint open              # the node's name is taken; what comes before is not for this instance
+        public bytes opener           # the payload at whose place in the stream it opens; None where Python opens it
+        public dict elsewhere         # id -> connections at another instance of this node's name; None without one
+        long long _mute_from          # receipts of messages from this position ...
+        long long _mute_until         # ... up to this one are the other instance's to answer
         bint _guid
         bint _barrier                 # False only in the test that shows what the barrier is for
         readonly bint tracking        # membership by client and invalidation; else the channel's members per message

@@ -85,6 +85,7 @@ cdef class Router:
         self._on_receipt = on_receipt
         self._on_reread = on_reread
         self._on_force_offline = on_force_offline
+        self._mute_from = self._mute_until = LLONG_MAX
 
     @property
     def window_size(self):
@@ -250,7 +251,9 @@ cdef class Router:
         """
         cdef Message message
         if not self.open:
-            return None
+            if payload != self.opener:
+                return None
+            self.open = True
         self.received += PyBytes_GET_SIZE(payload)
         message = _decode(payload, self._guid)
         if message is None or not self.tracking:
@@ -271,6 +274,21 @@ cdef class Router:
         """Reach everybody whom the last message has not reached yet, however long it takes."""
         while self._rest is not None:
             self._go_on()
+
+    def mute_receipts(self, Py_ssize_t ahead=0):
+        """Answer no receipts of the messages from here on: the other instance of this node's name does.
+
+        Args:
+            ahead: Messages that have come, and are to be routed yet.
+        """
+        if self._mute_from == LLONG_MAX or self._mute_until != LLONG_MAX:
+            self._mute_from = self._position + ahead
+            self._mute_until = LLONG_MAX
+
+    def unmute_receipts(self, Py_ssize_t ahead=0):
+        """Answer the receipts of the messages from here on again; `ahead` as in `mute_receipts`."""
+        if self._mute_until == LLONG_MAX:
+            self._mute_until = self._position + ahead
 
     cdef NoResult _take_in(self, Message message) except NoResult.FAILED:
         cdef long long before
@@ -459,11 +477,12 @@ cdef class Router:
         return self._go_on
 
     cdef NoResult _deliver(self, Client client, Message message) except NoResult.FAILED:
-        """Push a message to a client; its own sender gets it only where it has more than one connection."""
+        """Push a message to a client; its own sender gets it only with another connection, here or elsewhere."""
         cdef Connection connection
         if message.frame is None:
             return NoResult.DONE
-        if client.id == message.sender and len(client.connections) <= 1:
+        if client.id == message.sender and len(client.connections) <= 1 \
+                and (self.elsewhere is None or client.id not in self.elsewhere):
             return NoResult.DONE
         for connection in client.connections:
             connection.push(message.frame)
@@ -478,6 +497,8 @@ cdef class Router:
 
     cdef NoResult _receipt(self, Message message, bytes receiver, bint delivered) except NoResult.FAILED:
         if message.receipt and message.frame is not None and message.sender != self.system \
-                and receiver != message.sender:
+                and receiver != message.sender and not self._mute_from <= message.position < self._mute_until:
+            if self.elsewhere is not None:
+                delivered = delivered or receiver in self.elsewhere
             self._on_receipt(message, receiver, delivered)
         return NoResult.DONE

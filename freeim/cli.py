@@ -74,7 +74,8 @@ def _run(options: Options) -> int:
         return supervise(options, _announce)
     from freeim.serve import serve
 
-    return serve(options.for_worker(), _announce)
+    code = serve(options.for_worker(), _announce)
+    return Exit.STOPPED if code == Exit.HANDED_OVER else code
 
 
 def _exit_code(error: ConfigError | RedisUnavailable) -> Exit:

@@ -92,6 +92,11 @@ class Names:
     def share(self, epoch: str) -> str:
         return f"{self.prefix}Share{epoch}"
 
+    @property
+    def gone(self) -> str:
+        """Clients whose last connection was to an instance that drains, and that have not come back yet."""
+        return f"{self.prefix}Gone"
+
     def group(self, group: str) -> str:
         """The lease of an event group, and the pub/sub channel of its marks."""
         return f"{self.prefix}Group{group}"

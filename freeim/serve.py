@@ -7,11 +7,12 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from freeim.collector import pace_collector
 from freeim.config import Options
-from freeim.errors import ConfigError, NodeReplaced, RedisUnavailable
+from freeim.errors import ConfigError, HandedOver, NodeReplaced, RedisUnavailable
 from freeim.exits import Exit
 from freeim.limits import raise_descriptor_limit
 
@@ -24,13 +25,16 @@ STOP_SECONDS: Final = 12.0
 _log = logging.getLogger("freeim.server")
 
 
-def serve(options: Options, announce: Callable[[str], None], *, lifeline: int | None = None) -> int:
+def serve(
+    options: Options, announce: Callable[[str], None], *, lifeline: int | None = None, restarted: bool = False
+) -> int:
     """Run one node and return the exit code of the process.
 
     Args:
         options: The options of this one node (see `Options.for_worker`).
         announce: Gets the banner as soon as the node serves.
         lifeline: A descriptor that comes to its end when this node shall stop.
+        restarted: It is started in place of a worker that has ended (see `freeim.Node`).
     """
     import uvloop  # compiled, as is the node: neither exists where only the helper runs
 
@@ -39,13 +43,16 @@ def serve(options: Options, announce: Callable[[str], None], *, lifeline: int | 
     raise_descriptor_limit()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(Node, options, announce, lifeline))
+            return runner.run(_serve(partial(Node, restarted=True) if restarted else Node, options, announce, lifeline))
     except ConfigError as error:
         _log.error("%s", error)
         return Exit.CONFIG
     except RedisUnavailable as error:
         _log.error("%s", error)
         return Exit.REDIS
+    except HandedOver as error:
+        _log.info("%s", error)
+        return Exit.HANDED_OVER
     except NodeReplaced as error:
         _log.error("%s", error)
         return Exit.REPLACED
@@ -77,12 +84,15 @@ async def _serve(
     finished = asyncio.ensure_future(node.finished())
     await _first(finished, told)
     stop = asyncio.ensure_future(node.stop())
-    await _bounded(stop, options.drain + STOP_SECONDS)
+    handed_over = finished.done() and finished.exception() is None
+    # Whoever is connecting while the node is handed over is served first.
+    arriving = options.handshake_timeout if handed_over else 0.0
+    await _bounded(stop, arriving + options.drain + STOP_SECONDS)
     stop.result()
     if finished.done():
         finished.result()
     finished.cancel()
-    return Exit.STOPPED
+    return Exit.HANDED_OVER if handed_over else Exit.STOPPED
 
 
 def _watch_signals(lifeline: int | None) -> asyncio.Event:

@@ -24,21 +24,28 @@ from freeim.log import configure
 _LIFELINE: Final = 0
 
 
+_RESTARTED: Final = "--restarted"
+
+
 def pack(options: Options) -> bytes:
     """Return the first line of a worker's standard input."""
     return json.dumps(dataclasses.asdict(options)).encode() + b"\n"
 
 
-async def start(options: Options, environ: Mapping[str, str], **more: Any) -> asyncio.subprocess.Process:
+async def start(
+    options: Options, environ: Mapping[str, str], *, restarted: bool = False, **more: Any
+) -> asyncio.subprocess.Process:
     """Start a worker, in the process that is to watch over it.
 
     Args:
         options: The options of its one node.
         environ: Its environment; the search path is handed on beside it, as it is here.
+        restarted: It is started in place of one that has ended.
         more: See `asyncio.create_subprocess_exec`.
     """
     # -P keeps the current folder from shadowing modules.
-    command = (sys.executable, "-P", "-m", "freeim.worker", options.node or options.bind)
+    command: tuple[str, ...] = (sys.executable, "-P", "-m", "freeim.worker", options.node or options.bind)
+    command += (_RESTARTED,) if restarted else ()
     process = await asyncio.create_subprocess_exec(
         *command,
         env={**environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -86,7 +93,7 @@ def main() -> int:
 
     from freeim.serve import serve
 
-    return serve(options, announce, lifeline=_LIFELINE)
+    return serve(options, announce, lifeline=_LIFELINE, restarted=_RESTARTED in sys.argv)
 
 
 def _read_line(descriptor: int) -> bytes:

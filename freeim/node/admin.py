@@ -30,20 +30,20 @@ class Admin:
     """
 
     def __init__(self, sock: socket.socket, metrics: Callable[[str], tuple[bytes, str]]) -> None:
-        self._sock = sock
+        self.sock = sock
         self._metrics = metrics
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Begin to answer."""
-        self._server = await asyncio.start_server(self._connected, sock=self._sock, limit=MAX_HEAD)
+        self._server = await asyncio.start_server(self._connected, sock=self.sock, limit=MAX_HEAD)
 
     def close(self) -> None:
         """Stop answering, and cut who is still connected."""
         if self._server is not None:
             self._server.close()
-        self._sock.close()
+        self.sock.close()
         for task in self._tasks:
             task.cancel()
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal
 
 from freeim._core import Client, Connection, Fanout, Router
@@ -60,6 +60,8 @@ class Connections:
         self.living: dict[int, Connection] = {}
         """Number to connection: all that Redis has counted and whose socket is open."""
         self.draining = False
+        self.handed_over = False
+        """Another process accepts connections; those that were accepted here are served until they are sent away."""
         self._stopped = False
         self.accepted = 0
         """Sockets that are open, WebSocket or not."""
@@ -74,6 +76,8 @@ class Connections:
         """How late the loop was."""
         self.on_closed: Any = None
         """Called after each socket that is gone."""
+        self.on_changed: Callable[[Client], None] | None = None
+        """Called where a client got or lost a connection, while another instance of this name wants to know."""
         self._names = names
         self._session = session
         self._presence = presence
@@ -239,7 +243,9 @@ class Connections:
         handshake.connection = connection
         self._attached += 1
         # At the same moment on both connections: the reader gets the membership, the writer counts and publishes.
-        self.router.attach(client_id, connection)
+        client = self.router.attach(client_id, connection)
+        if self.on_changed is not None:
+            self.on_changed(client)
         self._send_open(connection, handshake.token)
 
     def _send_open(self, connection: Connection, token: str) -> None:
@@ -388,6 +394,8 @@ class Connections:
         assert self.router is not None
         if connection.begin_close(frame or close_frame(code, reason), code):
             self.router.retire(connection)
+            if self.on_changed is not None:
+                self.on_changed(connection.client)
             if isinstance(connection.owner, Terminal):
                 self._close_begins(connection.owner, by, code)
 
@@ -426,6 +434,8 @@ class Connections:
         self._attached -= 1
         self.living.pop(connection.number, None)
         self.router.detach(connection)
+        if self.on_changed is not None:
+            self.on_changed(connection.client)
         self._presence.close(connection.number)
 
     def _socket_gone(self, holder: Handshake | Terminal) -> None:
@@ -493,24 +503,38 @@ class Connections:
 
     # ---- the end
 
-    async def drain(self) -> None:
-        """Close every connection with 1012, spread over the drain time, and wait until they are gone or cut."""
-        self.draining = True
-        connections = list(self.living.values())
-        pause = self.options.drain / len(connections) * CLOSES_PER_TURN if connections else 0.0
-        batch = CLOSES_PER_TURN
-        if pause > TICK:  # few connections: smaller steps, the same time in all
-            batch = max(1, int(batch * TICK / pause))
-            pause = self.options.drain * batch / len(connections)
-        for start in range(0, len(connections), batch):
-            for connection in connections[start : start + batch]:
-                self.close(connection, CloseCode.SERVICE_RESTART, "service restart")
-            await asyncio.sleep(pause)
+    async def drain(self, settled: Callable[[], Awaitable[None]]) -> None:
+        """Close every connection with 1012, spread over the drain time, and wait until they are gone or cut.
+
+        Args:
+            settled: Waits for those that were accepted and are no handshakes yet.
+        """
+        self.draining = not self.handed_over
+        await self._send_away(self.options.drain)
+        if self.handed_over:  # who was accepted is served
+            await settled()
+            for _ in range(int(self.options.handshake_timeout / TICK) + 2):
+                if not self._handshakes:
+                    break
+                await asyncio.sleep(TICK)
+            await self._send_away(0.0)
         if self.living:
             self._emptied.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.options.close_timeout + 2 * TICK):
                     await self._emptied.wait()
+
+    async def _send_away(self, seconds: float) -> None:
+        connections = list(self.living.values())
+        pause = seconds / len(connections) * CLOSES_PER_TURN if connections else 0.0
+        batch = CLOSES_PER_TURN
+        if pause > TICK:  # few connections: smaller steps, the same time in all
+            batch = max(1, int(batch * TICK / pause))
+            pause = seconds * batch / len(connections)
+        for start in range(0, len(connections), batch):
+            for connection in connections[start : start + batch]:
+                self.close(connection, CloseCode.SERVICE_RESTART, "service restart")
+            await asyncio.sleep(pause)
 
 
 def _stopping() -> Refusal:
