@@ -39,6 +39,16 @@ class Admin:
         """Begin to answer."""
         self._server = await asyncio.start_server(self._connected, sock=self.sock, limit=MAX_HEAD)
 
+    def retire(self) -> None:
+        """Accept no more; another process does, on the same socket. Who has come is answered."""
+        if self._server is not None:
+            self._server.close()
+        self.sock.close()
+
+    async def settled(self) -> None:
+        """Wait until everybody who has come has got an answer."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def close(self) -> None:
         """Stop answering, and cut who is still connected."""
         if self._server is not None:

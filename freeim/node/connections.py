@@ -518,11 +518,7 @@ class Connections:
                     break
                 await asyncio.sleep(TICK)
             await self._send_away(0.0)
-        if self.living:
-            self._emptied.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.options.close_timeout + 2 * TICK):
-                    await self._emptied.wait()
+        await self._wait_until_empty(self.options.close_timeout + 2 * TICK)
 
     async def _send_away(self, seconds: float) -> None:
         connections = list(self.living.values())
@@ -534,7 +530,15 @@ class Connections:
         for start in range(0, len(connections), batch):
             for connection in connections[start : start + batch]:
                 self.close(connection, CloseCode.SERVICE_RESTART, "service restart")
-            await asyncio.sleep(pause)
+            await self._wait_until_empty(pause)
+
+    async def _wait_until_empty(self, seconds: float) -> None:
+        """Wait until there is no connection any more, for so long at most."""
+        if self.living:
+            self._emptied.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._emptied.wait()
 
 
 def _stopping() -> Refusal:

@@ -25,7 +25,7 @@ import hiredis
 
 from freeim.config import Options
 from freeim.config_checks import split_bind
-from freeim.errors import HandedOver
+from freeim.errors import ConfigError, HandedOver
 from freeim.names import default_prefix
 from freeim.node.bus import Bus
 from freeim.node.connections import Connections
@@ -119,6 +119,8 @@ class Handover:
         self._presence = presence
         self._session = session
         self._connections = connections
+        if self._predecessor is not None:
+            self._predecessor.on_refused = self._refused
 
     async def take(self) -> bool:
         """Take the name of the predecessor; False where there is none that lives.
@@ -137,6 +139,23 @@ class Handover:
         except TimeoutError:
             raise LinkLost("the node does not hear its own channel") from None
         return True
+
+    def check(self) -> None:
+        """Look whether the predecessor still hands over.
+
+        Raises:
+            ConfigError: It has given this process up.
+        """
+        if self._predecessor is not None and self._predecessor.refused:
+            raise ConfigError(
+                f"the process at {self._path!r} does not hand over: {self._predecessor.refused}", "handover"
+            )
+
+    def _refused(self) -> None:
+        # Whether this process has begun to serve or not: it answers no receipt from here on, and loses the name.
+        self._bus.router.open = False
+        self._bus.router.opener = None
+        self._session.beat_now()
 
     def passed(self, epoch: str) -> None:
         """The name has passed to an instance, at this place in the stream of messages."""

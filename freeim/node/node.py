@@ -143,6 +143,8 @@ class Node:
             await self._session.start(self._take)
             if self._admin is not None:
                 await self._admin.start()
+            if self._handover is not None:
+                self._handover.check()
         except BaseException:
             if self._sock is not None:
                 self._sock.close()
@@ -211,7 +213,10 @@ class Node:
                     async with asyncio.timeout(RELEASE_TIMEOUT):
                         await self._presence.give_up_all()
                         await self._presence.release()
-            if self._handover is not None:
+            if self.handed_over:
+                assert self._handover is not None
+                if self._admin is not None:
+                    await self._admin.settled()
                 await self._handover.finish()
         finally:  # also where the stop is cancelled
             self._acceptor.close()
@@ -308,7 +313,7 @@ class Node:
         if self._sock is not None:
             self._sock.close()
         if self._admin is not None:
-            self._admin.close()
+            self._admin.retire()
         if not self._end.done():
             self._end.set_result(None)
 

@@ -51,6 +51,10 @@ class Predecessor:
         self.admin = admin
         self.on_end: Callable[[bool], None] | None = None
         """Called when it has ended: True where it has closed its last connection in peace."""
+        self.on_refused: Callable[[], None] | None = None
+        """Called where it has given this process up, and serves on."""
+        self.refused = ""
+        """Why it has."""
         self._link = Link(self._told, self._ended)
         self._complete: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._early: list[Clients] = []
@@ -161,6 +165,10 @@ class Predecessor:
         elif isinstance(message, Complete):
             if not self._complete.done():
                 self._complete.set_result(True)
+        elif isinstance(message, Refused):
+            self.refused = message.reason
+            if self.on_refused is not None:
+                self.on_refused()
         elif isinstance(message, Done):
             self._done = True
             log.info("process %d has closed its last connection and ends", self.pid)

@@ -231,7 +231,9 @@ class Successor:
     def _too_slow(self) -> None:
         log.warning("the successor does not serve after %.0f s; going on without it", START_SECONDS)
         if self._link is not None:
-            self._link.abort()
+            # It may live, and must not answer for this node any more.
+            self._link.send(Refused(f"it did not serve within {START_SECONDS:.0f} s"))
+            self._link.close()
 
     # ---- what it says
 

@@ -59,6 +59,7 @@ class Desk:
     def end(self) -> None:
         """End all processes, inside their loop."""
         for instance in self.instances:
+            instance.predecessor = instance.successor = None
             if instance.here:
                 instance.kill()
 
@@ -241,7 +242,7 @@ class Desk:
             conn = self.conns[f"{epoch}/{number}"]
             conn.counted, conn.handed_over = False, True
         for instance in self.instances:
-            if gone and instance.epoch == heir and instance.hears:
+            if gone and instance.epoch == heir and instance.here and instance.serves and instance.pipe.connected:
                 instance.await_return(gone)
         return reply
 
