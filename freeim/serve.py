@@ -34,7 +34,7 @@ def serve(
         options: The options of this one node (see `Options.for_worker`).
         announce: Gets the banner as soon as the node serves.
         lifeline: A descriptor that comes to its end when this node shall stop.
-        restarted: It is started in place of a worker that has ended (see `freeim.Node`).
+        restarted: It is started in place of a worker that has served (see `freeim.Node`).
     """
     import uvloop  # compiled, as is the node: neither exists where only the helper runs
 

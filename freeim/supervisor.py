@@ -59,7 +59,7 @@ class _Worker:
         """Run one process to its end and return its exit code; `serving` is called when its node serves."""
         async with self._spawning:
             with _interrupts_blocked():
-                process = await start(self.options, os.environ, restarted=self.process is not None)
+                process = await start(self.options, os.environ, restarted=self.banner is not None)
         self.process = process
         assert process.stdout is not None
         line = await process.stdout.readline()

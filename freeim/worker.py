@@ -40,7 +40,7 @@ async def start(
     Args:
         options: The options of its one node.
         environ: Its environment; the search path is handed on beside it, as it is here.
-        restarted: It is started in place of one that has ended.
+        restarted: It is started in place of one that has served.
         more: See `asyncio.create_subprocess_exec`.
     """
     # -P keeps the current folder from shadowing modules.

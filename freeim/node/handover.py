@@ -65,6 +65,7 @@ class Handover:
         self._on_served: Callable[[], None] = lambda: None
         self._passed = asyncio.Event()
         self._busy_until = 0.0
+        self._gaps = 0
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -224,11 +225,15 @@ class Handover:
         return ""
 
     def _offered(self, epoch: str) -> None:
+        assert self._successor is not None
         self._presence.heir = epoch
         self._presence.stance = Stance.OFFERED
+        self._connections.on_changed = self._successor.changed
+        self._gaps = self._session.gaps
 
     def _successor_lost(self) -> None:
         assert self._successor is not None
+        self._connections.on_changed = None
         if self._successor.served:
             # So that the name is free at once.
             self._spawn(self._count_as_dead(self._presence.heir, bury=False))
@@ -237,12 +242,17 @@ class Handover:
             self._session.beat_now()
 
     def _successor_serves(self) -> None:
-        assert self._successor is not None
         self._presence.stance = Stance.DRAINS
-        self._mute()
-        self._connections.on_changed = self._successor.changed
         self._connections.handed_over = True
+        if self._session.gaps != self._gaps:
+            self.recovered()
+        log.info("handed over; sending %d terminals away over %g s", len(self._connections.living), self._options.drain)
         self._on_served()
+
+    def recovered(self) -> None:
+        """The stream of messages had a gap, and the place where the name passed may have been in it."""
+        if self._presence.stance == Stance.DRAINS:
+            self._mute()
 
     def _mute(self) -> None:
         self._bus.router.mute_receipts(self._bus.unrouted)

@@ -60,7 +60,7 @@ class Node:
 
     Args:
         options: The options of one node (of several workers: `Options.for_worker`).
-        restarted: Only for a supervisor: it is started in place of one that has ended. Where another process serves at
+        restarted: Only for a supervisor: it is started in place of one that has served. Where another process serves at
             the socket of ``handover`` by then, that one has taken its place, and this one is not needed.
         barrier: Only for tests: False lets messages overtake the re-reading of memberships.
     """
@@ -393,6 +393,8 @@ class Node:
                 await self._presence.reconcile(self._connections.living)
             if compared == self._forgotten:
                 self._bus.reread_all(self._session.tracking)
+                if self._handover is not None:
+                    self._handover.recovered()
                 self._connections.retry_fenced()
                 await self._redis_watch.connected()
 

@@ -119,14 +119,17 @@ class Predecessor:
         """Wait until its clients are known to the router; False where it has ended.
 
         Raises:
-            TimeoutError: It took too long.
+            ConfigError: It took too long.
         """
         self._roster = roster = Roster(router, self._link)
         for each in self._early:
             roster.learn(each.counts)
         self._early.clear()
-        async with asyncio.timeout(CLIENTS_SECONDS):
-            lives = await asyncio.shield(self._complete)
+        try:
+            async with asyncio.timeout(CLIENTS_SECONDS):
+                lives = await asyncio.shield(self._complete)
+        except TimeoutError:
+            raise ConfigError(f"process {self.pid} does not tell of its clients, so it cannot hand over") from None
         if self._link.ended.done():
             roster.end()
             return False

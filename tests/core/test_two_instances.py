@@ -75,4 +75,4 @@ def test_a_router_opens_at_its_payload_in_the_stream() -> None:
     assert others == [b"the mark"]
     router.take(payload % b"after")
     assert desk.got(one) == [b'"after"']
-    assert SYSTEM == router.system
+    assert router.system == SYSTEM

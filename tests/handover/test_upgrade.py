@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Certificates
+from tests.docs.pages import Page
 from tests.faults.nodes import Events, no_ghosts, tell_channel
 from tests.handover.pairs import GRACE, Guest, Place
 from tests.membership.terminals import NAMES, Ended, Terminal, request
@@ -232,6 +233,41 @@ async def test_a_connection_in_the_middle_of_its_handshake_is_served_by_the_old_
         assert await asyncio.to_thread(old.wait) == 0
         terminal = await place.connect(6)
         await terminal.close()
+
+
+async def test_the_users_of_redis_that_the_docs_give_are_enough_also_where_keys_cannot_be_tracked(
+    own_redis_server: RedisServer,
+) -> None:
+    [block] = Page("docs/deployment.md").written_in("redis")
+    for line in block.lines:
+        own_redis_server.command(*line.split())
+    own_redis_server.command("ACL", "SETUSER", "freeim-node", "-client|tracking")
+    url = f"redis://freeim-node:SECRET@127.0.0.1:{own_redis_server.port}"
+    with Place(own_redis_server, "--redis-url", url, "--drain", "5") as place:
+        old = place.start()
+        assert "by channel, as FreeIM does it" in old.banner()
+        first, second = [await place.connect(client) for client in (1, 2)]
+        join(own_redis_server, NAMES, 1, "room")
+        new = place.start()
+        new.banner()
+        with pytest.raises(Ended):
+            await first.next()
+        await first.close()
+        back = await place.connect(1)
+        tell_channel(own_redis_server, [place.name], "room", "you are in it")
+        assert await back.next() == '"you are in it"'
+        place.tell(direct([1, 2, 3], "m", sender=2, receipt=True))
+        await back.next()
+        outcomes = [json.loads(await second.next())["receipt"] for _ in range(2)]
+        assert outcomes == ["发送成功", "用户不在线"]
+        with pytest.raises(Ended):
+            await second.next()
+        await second.close()
+        assert await asyncio.to_thread(old.wait) == 0
+        await back.close()
+        assert "refused" not in old.stderr + new.stderr
+        refused = {entry[entry.index(b"object") + 1] for entry in own_redis_server.command("ACL", "LOG")}
+        assert refused <= {b"client", b"client|tracking"}
 
 
 async def test_metrics_are_answered_throughout_at_the_same_address(redis_server: RedisServer) -> None:

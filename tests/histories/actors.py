@@ -215,6 +215,7 @@ class Instance:
         self.presence.flush()
         await self.presence.give_up_all()
         await self.presence.release()
+        self.predecessor = self.successor = None  # who has said that it ends is not looked for
         self.kill()
 
     # ---- connections, as freeim/node/connections.py treats them
