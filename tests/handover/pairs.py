@@ -21,6 +21,27 @@ GRACE = 2.0
 HANDED_OVER = "handing the node .* over to process"
 
 
+# Where a successor stops for good: before it has the name, with it, or just after it has begun to accept.
+STOPS = {
+    "before it has the name": "take = handover.Handover.take\nasync def stop(self):\n"
+    "    print('stopped', file=sys.stderr, flush=True); await asyncio.sleep(100)\nhandover.Handover.take = stop",
+    "with the name": "take = handover.Handover.take\nasync def stop(self):\n"
+    "    await take(self); print('stopped', file=sys.stderr, flush=True); await asyncio.sleep(100)\n"
+    "handover.Handover.take = stop",
+    "when it accepts": "def stop(self, *_):\n"
+    "    print('stopped', file=sys.stderr, flush=True); time.sleep(100)\nhandover.Handover.serving = stop",
+}
+# Where it only pauses.
+PAUSES = {
+    "before it has the name": "take = handover.Handover.take\nasync def later(self):\n"
+    "    await asyncio.sleep(1.5); return await take(self)\nhandover.Handover.take = later",
+    "with the name": "take = handover.Handover.take\nasync def later(self):\n"
+    "    taken = await take(self); await asyncio.sleep(1.5); return taken\nhandover.Handover.take = later",
+    "when it accepts": "serving = handover.Handover.serving\ndef later(self, *more):\n"
+    "    time.sleep(1.5); serving(self, *more)\nhandover.Handover.serving = later",
+}
+
+
 def program(change: str = "") -> tuple[str, ...]:
     """Return the command with a short grace for those who come back, and with one more change."""
     code = (

@@ -13,9 +13,9 @@ import pytest
 from tests.certificates import Certificates
 from tests.docs.pages import Page
 from tests.faults.nodes import Events, no_ghosts, tell_channel
-from tests.handover.pairs import GRACE, Guest, Place
+from tests.handover.pairs import GRACE, PAUSES, Guest, Place
 from tests.membership.terminals import NAMES, Ended, Terminal, request
-from tests.node.harness import channel_message, direct, join, until
+from tests.node.harness import channel_message, direct, join, running, until
 from tests.node.scrape import fetch
 from tests.servers import RedisServer, encode_command
 
@@ -182,6 +182,40 @@ async def test_the_sender_rule_counts_connections_over_both_and_each_receipt_is_
         for terminal in (*at_old.values(), *at_new.values()):
             await terminal.close()
         assert await asyncio.to_thread(old.wait, 10) == 0  # it does not wait for nobody
+
+
+async def test_who_comes_to_the_old_process_while_the_new_one_starts_counts_for_receipts(
+    redis_server: RedisServer,
+) -> None:
+    with Place(redis_server, "--drain", "60") as place:
+        old = place.start()
+        old.banner()
+        first = await place.connect(100)
+        # It knows the clients of the old process already, and does not serve yet.
+        new = place.start(change=PAUSES["with the name"])
+        await until(lambda: redis_server.command("HLEN", NAMES.shares) == 2, "the new process has the name")
+        late = await place.connect(7)
+        new.banner()
+        with pytest.raises(Ended):
+            await first.next()
+        await first.close()
+        asker = await place.connect(8)
+        place.tell(direct([7], "m", sender=8, receipt=True))
+        assert json.loads(await asker.next())["receipt"] == "发送成功"
+        for terminal in (late, asker):
+            await terminal.close()
+
+
+async def test_the_probe_of_another_instance_is_not_taken_for_ones_own(redis_server: RedisServer) -> None:
+    async with running(redis_server) as run, running(redis_server, node="other", nodes=(), prefix="p") as other:
+        assert run.node._presence._beats != other.node._presence._beats
+        peer, session = await run.connect(1), run.node._session
+        before = session._last_probe
+        run.publish(f"__FreeIM__(Probe){run.node._presence._beats + 1}")
+        assert await peer.fence() == []
+        assert session._last_probe == before
+        session.beat_now()
+        await until(lambda: session._last_probe > before, "its own is heard")
 
 
 async def test_receipts_pass_from_one_to_the_other_without_a_gap_or_a_double(redis_server: RedisServer) -> None:
