@@ -122,6 +122,8 @@ class Guest:
         self.codes: list[int | None] = []
         self.connections: list[tuple[int, list[int]]] = []
         """Of each connection, the number of the first message that was published after its 101, and all that came."""
+        self.ends: list[tuple[int, int]] = []
+        """Of each connection that ended, the number of the next message at that moment, and the last one that came."""
         self.terminal: Terminal | None = None
         self._place = place
         self._published = published
@@ -136,6 +138,7 @@ class Guest:
                 while True:
                     heard.append(int(json.loads(await terminal.next(60))))
             except Ended as ended:
+                self.ends.append((self._published(), heard[-1] if heard else 0))
                 self.codes.append(ended.args[0])
                 await terminal.close()
                 if ended.args[0] != 1012:
@@ -157,3 +160,10 @@ class Guest:
                     f"{self.client} missed or repeats something"
                 )
         assert self.connections[-1][1][-1] == last
+
+
+async def end(writer: asyncio.StreamWriter) -> None:
+    """Close a connection, and wait until it is closed."""
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()

@@ -16,6 +16,7 @@ import pytest
 from freeim.errors import ConfigError
 from freeim.node import Node, handover_door, successor
 from freeim.node.handover_messages import Ask, Offer, Refused, decode, encode
+from tests.handover.pairs import end
 from tests.node.harness import Running, refused, running
 from tests.servers import RedisServer, free_port
 
@@ -32,12 +33,6 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def options(folder: Path) -> dict[str, object]:
     return {"bind": f"127.0.0.1:{free_port()}", "handover": str(folder / "s")}
-
-
-async def end(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
 
 
 async def say(path: Path, data: bytes) -> bytes:
