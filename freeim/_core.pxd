@@ -99,8 +99,8 @@ cdef class Fanout:
         double _held_until            # when a read that is half handled has kept the walk for long enough; 0: not yet
         public bint midread           # a read from Redis is half handled: its rest is to leave in the same writes
         double _slice                 # seconds
-        readonly Py_ssize_t queue_limit   # bytes that may wait for one slow receiver
-        readonly Py_ssize_t node_queue_limit  # bytes of memory that may be in all queues together
+        public Py_ssize_t queue_limit     # bytes that may wait for one slow receiver
+        public Py_ssize_t node_queue_limit  # bytes of memory that may be in all queues together
         readonly Py_ssize_t waiting   # bytes that wait: the sum of `_slow`
         dict _slow                    # Connection -> bytes that its transport has queued; only blocked ones
         readonly Backlog backlog      # the memory of the queues that hold references
@@ -131,7 +131,7 @@ cdef class Router:
         dict _channels                # name -> Channel; only those with a member here
         object _pending               # OrderedDict: Client -> None, ordered by `since`
         Py_ssize_t _window_bytes
-        readonly Py_ssize_t window_limit
+        public Py_ssize_t window_limit
         readonly long long dropped    # messages that a pending client missed because the window was full
         object _window                # deque of Message: all from the oldest pending client's `since` on
         long long _position           # of the next message

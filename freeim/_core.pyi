@@ -88,6 +88,7 @@ class Router:
     open: bool
     opener: bytes | None
     elsewhere: dict[bytes, int] | None
+    window_limit: int
     def __init__(
         self,
         system: bytes,
@@ -122,8 +123,6 @@ class Router:
     def fanout_sizes(self) -> tuple[tuple[int | None, int], ...]: ...
     @property
     def dropped(self) -> int: ...
-    @property
-    def window_limit(self) -> int: ...
     @property
     def window_size(self) -> int: ...
     @property
@@ -175,6 +174,8 @@ class Connection:
 @final
 class Fanout:
     midread: bool
+    queue_limit: int
+    node_queue_limit: int
     def __init__(
         self,
         call_soon: Callable[[Callable[[], None]], object],
@@ -183,10 +184,6 @@ class Fanout:
         node_queue_limit: int,
         slice_ms: float = 5.0,
     ) -> None: ...
-    @property
-    def queue_limit(self) -> int: ...
-    @property
-    def node_queue_limit(self) -> int: ...
     @property
     def waiting(self) -> int: ...
     @property

@@ -17,6 +17,8 @@ from freeim.config_show import config_toml
 from freeim.errors import ConfigError, RedisUnavailable
 from freeim.exits import Exit
 from freeim.log import configure
+from freeim.option_files import read_files
+from freeim.reload import Sources
 
 # What a node needs beside freeim itself, and what is imported only once a node is to run.
 _NEEDED = ("freeim._core", "hiredis", "picows", "prometheus_client", "uvloop")
@@ -51,7 +53,7 @@ def _main(argv: Sequence[str]) -> int:
     else:
         configure(options.log_level, options.log_format)
         try:
-            return _run(options)
+            return _run(options, argv)
         except (ConfigError, RedisUnavailable) as error:
             if options.log_format == "text":
                 raise  # `main` says it, as it says what is wrong with the options
@@ -60,21 +62,18 @@ def _main(argv: Sequence[str]) -> int:
     return Exit.STOPPED
 
 
-def _run(options: Options) -> int:
+def _run(options: Options, argv: Sequence[str]) -> int:
     check_platform()
-    options.redis_url_with_password()  # a missing file is told now, and once, not by each worker
-    if options.tls_cert is not None or options.tls_key is not None:
-        from freeim.node.tls import server_context
-
-        server_context(options)
+    read_files(options)  # a missing file is told now, and once, not by each worker
     options = options.for_embedded()
+    sources = Sources(argv, os.environ, options)
     if options.workers > 1:
         from freeim.supervisor import supervise
 
-        return supervise(options, _announce)
+        return supervise(options, _announce, sources)
     from freeim.serve import serve
 
-    code = serve(options.for_worker(), _announce)
+    code = serve(options.for_worker(), _announce, sources=sources)
     return Exit.STOPPED if code == Exit.HANDED_OVER else code
 
 

@@ -2,71 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import socket
-import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import Any, Final, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Final, Literal, Self
 
 from freeim import config_checks as checks
+from freeim.config_option import (
+    ADMISSION,
+    GROUPS,
+    LIMITS,
+    PLACE,
+    PROTOCOL,
+    REDIS,
+    RUNNING,
+    Option,
+    check_text,
+    check_value,
+    describe,
+)
+from freeim.config_option import count as _count
+from freeim.config_option import option as _option
+from freeim.config_option import seconds as _seconds
+from freeim.config_option import size as _bytes
 from freeim.errors import ConfigError
 from freeim.names import IdKind
-from freeim.origins import check_origin
-from freeim.redis_url import mask_redis_url, parse_redis_url, with_password
+from freeim.redis_url import parse_redis_url, with_password
+
+__all__ = ["GROUPS", "OPTIONS", "LogFormat", "LogLevel", "Option", "Options", "PerClientPolicy"]
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 PerClientPolicy = Literal["reject", "replace-oldest"]
-
-PLACE: Final = "Where it listens, and what it is called"
-REDIS: Final = "Redis"
-PROTOCOL: Final = "Protocol and names"
-RUNNING: Final = "Running"
-ADMISSION: Final = "Who gets in"
-LIMITS: Final = "Time limits and sizes"
-GROUPS: Final = (PLACE, REDIS, PROTOCOL, RUNNING, ADMISSION, LIMITS)
-"""The headings of --help and of docs/options.md, in order."""
-
-
-def _option(
-    default: object,
-    group: str,
-    text: str,
-    *,
-    metavar: str = "",
-    unit: str = "",
-    secret: bool = False,
-    minimum: float = 0,
-    maximum: float = math.inf,
-) -> Any:
-    return field(
-        default=default,
-        metadata={
-            "group": group,
-            "help": text,
-            "metavar": metavar,
-            "unit": unit,
-            "secret": secret,
-            "minimum": minimum,
-            "maximum": maximum,
-        },
-    )
-
-
-def _seconds(default: float, text: str, *, group: str = LIMITS, minimum: float = 0.01) -> Any:
-    return _option(default, group, text, metavar="SECONDS", unit="s", minimum=minimum, maximum=86_400)
-
-
-def _bytes(default: int, text: str, *, minimum: int = 0, maximum: int = 2**40) -> Any:
-    return _option(default, LIMITS, text, metavar="BYTES", unit="bytes", minimum=minimum, maximum=maximum)
-
-
-def _count(text: str, *, maximum: int = 2**31 - 1) -> Any:
-    """A number that may be limited, and is not by default."""
-    return _option(0, ADMISSION, text, metavar="N", maximum=maximum)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +49,7 @@ class Options:
         "Address and port to listen on; IPv6 in brackets; 0.0.0.0 is every address. "
         "With several workers, worker N listens on this port + N.",
         metavar="HOST:PORT",
+        reload=False,
     )
     node: str | None = _option(
         None,
@@ -90,6 +57,7 @@ class Options:
         "This node's name in the list of nodes, the same that a .NET helper has in Servers. May hold {index}, {port} "
         "and {hostname}. Left out, it is the bind address (with 0.0.0.0, {hostname}:{port}).",
         metavar="NAME",
+        reload=False,
     )
     nodes: tuple[str, ...] = _option(
         (),
@@ -97,6 +65,7 @@ class Options:
         "The names of all nodes on all hosts, in the order that every helper uses. Left out, it is this command's "
         "workers, or for a single node the list registered in Redis.",
         metavar="NAME,NAME",
+        reload=False,
     )
     public_url: str | None = _option(
         None,
@@ -104,6 +73,7 @@ class Options:
         "What terminals connect to, everything before the path, e.g. wss://im.example.com/n{index}. May hold {index}, "
         "{port} and {hostname}. Left out, it is ws://<node name>, or wss:// with TLS.",
         metavar="URL",
+        reload=False,
     )
     admin_bind: str = _option(
         "127.0.0.1:0",
@@ -111,6 +81,7 @@ class Options:
         "Address and port of /metrics, which is served nowhere else; 'off' is none. Port 0 is any free one, and the "
         "banner says which. With several workers, worker N has this port + N.",
         metavar="HOST:PORT",
+        reload=False,
     )
     redis_url: str | None = _option(
         None,
@@ -120,17 +91,20 @@ class Options:
         "server of this user, started where none runs.",
         metavar="URL",
         secret=True,
+        reload=False,
     )
     embedded: bool = _option(
         False,
         REDIS,
         "Use the embedded Redis even where terminals or nodes of other hosts are expected; they cannot reach it.",
+        reload=False,
     )
     redis_password_file: str | None = _option(
         None,
         REDIS,
-        "File that holds the Redis password, read at the start; instead of a password in the URL.",
+        "File that holds the Redis password, read at the start and at each reload; instead of a password in the URL.",
         metavar="FILE",
+        reload=True,
     )
     prefix: str | None = _option(
         None,
@@ -138,10 +112,11 @@ class Options:
         "The beginning of every Redis key and channel. Left out, it is FreeIM's: im_v2 (wsim with GUIDs) and the path "
         "with _ for /.",
         metavar="TEXT",
+        reload=False,
     )
-    path: str = _option("/ws", PROTOCOL, "Path of the WebSocket endpoint.", metavar="PATH")
+    path: str = _option("/ws", PROTOCOL, "Path of the WebSocket endpoint.", metavar="PATH", reload=False)
     ids: IdKind = _option(  # noqa: RUF009 - the rule does not see that a Literal is a str
-        "int", PROTOCOL, "Kind of client id: int64 as in FreeIM 2, or GUID as in FreeIM 1."
+        "int", PROTOCOL, "Kind of client id: int64 as in FreeIM 2, or GUID as in FreeIM 1.", reload=False
     )
     workers: int = _option(
         1,
@@ -150,8 +125,11 @@ class Options:
         metavar="N",
         minimum=1,
         maximum=1024,
+        reload=False,
     )
-    drain: float = _seconds(0.0, "Time over which a node that stops closes its connections.", group=RUNNING, minimum=0)
+    drain: float = _seconds(
+        0.0, "Time over which a node that stops closes its connections.", group=RUNNING, minimum=0, reload=True
+    )
     handover: str | None = _option(
         None,
         RUNNING,
@@ -159,28 +137,34 @@ class Options:
         "started with the same path, bind and name. May hold {index}, {port} and {hostname}. Its folder must belong to "
         "this user, and be writable by nobody else.",
         metavar="PATH",
+        reload=False,
     )
-    takeover: bool = _option(False, RUNNING, "Take the node's name over from a living process.")
+    takeover: bool = _option(False, RUNNING, "Take the node's name over from a living process.", reload=False)
     replace_nodes: bool = _option(
-        False, RUNNING, "Replace the list of nodes registered in Redis even while a node of that list lives."
+        False,
+        RUNNING,
+        "Replace the list of nodes registered in Redis even while a node of that list lives.",
+        reload=False,
     )
     log_level: LogLevel = _option(  # noqa: RUF009 - as for ids
-        "info", RUNNING, "Least severe message that is logged to stderr."
+        "info", RUNNING, "Least severe message that is logged to stderr.", reload=True
     )
     log_format: LogFormat = _option(  # noqa: RUF009 - as for ids
-        "text", RUNNING, "Form of the log: readable lines, or one JSON object a line, for programs."
+        "text", RUNNING, "Form of the log: readable lines, or one JSON object a line, for programs.", reload=True
     )
     tls_cert: str | None = _option(
         None,
         ADMISSION,
         "File with the TLS certificate and its chain (PEM). With it the node speaks TLS and nothing else.",
         metavar="FILE",
+        reload=True,
     )
     tls_key: str | None = _option(
         None,
         ADMISSION,
         "File with the key of the certificate (PEM, not encrypted). Left out, the certificate's file holds it too.",
         metavar="FILE",
+        reload=True,
     )
     trusted_proxies: tuple[str, ...] = _option(
         (),
@@ -188,6 +172,7 @@ class Options:
         "Addresses and networks of proxies that are believed when they say where a terminal comes from, by "
         "X-Forwarded-For or the PROXY protocol, e.g. 127.0.0.1,10.0.0.0/8.",
         metavar="ADDRESS,ADDRESS",
+        reload=True,
     )
     origins: tuple[str, ...] = _option(
         (),
@@ -195,23 +180,27 @@ class Options:
         "Origins whose pages may connect (else 403), e.g. https://app.example.com or https://*.example.com. Requests "
         "without an Origin header, which no browser sends, are let in. Left out, it is every origin.",
         metavar="ORIGIN,ORIGIN",
+        reload=True,
     )
     max_connections: int = _count(
-        "Connections that the node holds (beyond it, 503); 0 is as many as the system's limit of descriptors allows."
+        "Connections that the node holds (beyond it, 503); 0 is as many as the system's limit of descriptors allows.",
+        reload=True,
     )
-    max_per_client: int = _count("Connections that one client may have; 0 is any number.")
+    max_per_client: int = _count("Connections that one client may have; 0 is any number.", reload=True)
     per_client_policy: PerClientPolicy = _option(  # noqa: RUF009 - as for ids
         "reject",
         ADMISSION,
         "What happens to one connection too many of a client: it is refused (429), or the client's oldest is closed "
         "for it (4001).",
+        reload=True,
     )
     max_per_address: int = _count(
         "Sockets that one address may have open (beyond it, 429; beyond twice as many, cut without an answer); an IPv6 "
-        "network of /64 is one address; 0 is any number."
+        "network of /64 is one address; 0 is any number.",
+        reload=True,
     )
     handshakes_per_address: int = _count(
-        "WebSocket requests that one address may make in a second (beyond it, 429); 0 is any number."
+        "WebSocket requests that one address may make in a second (beyond it, 429); 0 is any number.", reload=True
     )
     backlog: int = _option(
         4096,
@@ -220,34 +209,45 @@ class Options:
         metavar="N",
         minimum=1,
         maximum=2**31 - 1,
+        reload=True,
     )
-    ping_interval: float = _seconds(25.0, "Time between two pings of one terminal.")
-    ping_timeout: float = _seconds(10.0, "Time to answer a ping (else 4003); not longer than the ping interval.")
-    handshake_timeout: float = _seconds(5.0, "Time to send the whole HTTP request (else 408).")
-    close_timeout: float = _seconds(5.0, "Time to answer a Close frame, then the connection is cut.")
-    max_head: int = _bytes(8192, "Longest HTTP request head (else 431).", minimum=512, maximum=2**20)
-    max_inbound: int = _bytes(4096, "Longest message that a terminal may send (else 1009).", minimum=125, maximum=2**30)
+    ping_interval: float = _seconds(25.0, "Time between two pings of one terminal.", reload=True)
+    ping_timeout: float = _seconds(
+        10.0, "Time to answer a ping (else 4003); not longer than the ping interval.", reload=True
+    )
+    handshake_timeout: float = _seconds(5.0, "Time to send the whole HTTP request (else 408).", reload=True)
+    close_timeout: float = _seconds(5.0, "Time to answer a Close frame, then the connection is cut.", reload=True)
+    max_head: int = _bytes(8192, "Longest HTTP request head (else 431).", minimum=512, maximum=2**20, reload=True)
+    max_inbound: int = _bytes(
+        4096, "Longest message that a terminal may send (else 1009).", minimum=125, maximum=2**30, reload=True
+    )
     inbound_rate: int = _bytes(
-        65536, "What a terminal may send in a second, pings and pongs included (else 1009); 0 is any amount."
+        65536,
+        "What a terminal may send in a second, pings and pongs included (else 1009); 0 is any amount.",
+        reload=True,
     )
-    send_buffer: int = _bytes(65536, "SO_SNDBUF of each connection; 0 is the system's default.", maximum=2**30)
+    send_buffer: int = _bytes(
+        65536, "SO_SNDBUF of each connection; 0 is the system's default.", maximum=2**30, reload=True
+    )
     queue_limit: int = _bytes(
-        1_048_576, "What may wait for one slow terminal (else 4002); one message always may.", minimum=1
+        1_048_576, "What may wait for one slow terminal (else 4002); one message always may.", minimum=1, reload=True
     )
     node_queue_limit: int = _bytes(
         268_435_456,
         "Memory of all that waits for slow terminals of a node; beyond it, those with most are cut (4002).",
         minimum=1,
+        reload=True,
     )
     bus_queue_limit: int = _bytes(
         268_435_456,
         "What may wait for clients whose membership is being read (what comes beyond is lost for them).",
         minimum=1,
+        reload=True,
     )
 
     def __post_init__(self) -> None:
         for option in OPTIONS.values():
-            _check_value(option, getattr(self, option.name))
+            check_value(option, getattr(self, option.name))
         if self.ping_timeout > self.ping_interval:
             raise ConfigError(
                 f"ping_timeout ({self.ping_timeout} s) must not be longer than ping_interval ({self.ping_interval} s)",
@@ -290,7 +290,7 @@ class Options:
         self._check_handover()
         names = [self._node_name(index) for index in range(self.workers)]
         for name in names:
-            _check("node", checks.check_node_name, name)
+            check_text("node", checks.check_node_name, name)
             # With port 0 the name may still be waiting for its port; for_worker checks again.
             if self.nodes and name not in self.nodes and port != 0:
                 raise ConfigError(
@@ -315,7 +315,7 @@ class Options:
                     "workers",
                 )
             for url in urls:
-                _check("public_url", checks.check_public_url, url)
+                check_text("public_url", checks.check_public_url, url)
 
     def _check_handover(self) -> None:
         if self.handover is None:
@@ -336,7 +336,7 @@ class Options:
                 "workers",
             )
         for path in paths:
-            _check("handover", checks.check_socket_path, path)
+            check_text("handover", checks.check_socket_path, path)
 
     def _check_admin(self) -> None:
         admin, port = self.admin_address, self.address[1]
@@ -490,135 +490,5 @@ class Options:
         return checks.expand(template, {"index": str(index), "port": port, "hostname": socket.gethostname()})
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """What is known about one field of `Options`."""
-
-    name: str
-    kind: Literal["text", "list", "choice", "bool", "int", "float"]
-    optional: bool
-    choices: tuple[str, ...]
-    default: Any
-    group: str
-    help: str
-    metavar: str
-    unit: str
-    secret: bool
-    minimum: float
-    maximum: float
-
-    @property
-    def flag(self) -> str:
-        """The command-line option."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """The environment variable."""
-        return "FREEIM_" + self.name.upper()
-
-    def shown(self, value: object) -> str:
-        """Return a value as it may be shown to anybody: as Python writes it, without the password."""
-        return repr(mask_redis_url(value) if self.secret and isinstance(value, str) else value)
-
-
-def _describe() -> Mapping[str, Option]:
-    hints = typing.get_type_hints(Options)
-    kinds: dict[object, Literal["text", "list", "bool", "int", "float"]] = {
-        str: "text",
-        str | None: "text",
-        tuple[str, ...]: "list",
-        bool: "bool",
-        int: "int",
-        float: "float",
-    }
-    found: dict[str, Option] = {}
-    for entry in dataclasses.fields(Options):
-        hint = hints[entry.name]
-        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-        found[entry.name] = Option(
-            name=entry.name,
-            kind="choice" if choices else kinds[hint],
-            optional=hint == str | None,
-            choices=choices,
-            default=entry.default,
-            **entry.metadata,
-        )
-    return MappingProxyType(found)
-
-
-OPTIONS: Final = _describe()
+OPTIONS: Final = describe(Options)
 """Every option by name, in the order of `Options`."""
-
-_CHECKS: Final[dict[str, Callable[[str], object]]] = {
-    "bind": checks.split_bind,
-    "admin_bind": checks.check_admin_bind,
-    "node": checks.check_template,
-    "public_url": checks.check_template,
-    "path": checks.check_path,
-    "prefix": checks.check_prefix,
-    "handover": checks.check_template,
-}
-
-
-_LISTS: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
-    "nodes": ("names", checks.check_node_name),
-    "origins": ("origins", check_origin),
-    "trusted_proxies": ("addresses and networks", checks.check_network),
-}
-
-
-def _check(name: str, check: Callable[[str], object], value: str) -> None:
-    try:
-        check(value)
-    except ValueError as error:
-        raise ConfigError(f"{name} {error}", name) from None
-
-
-def _check_value(option: Option, value: object) -> None:
-    """Check the type and the range of one value."""
-    name = option.name
-    if value is None and option.optional:
-        return
-    if option.kind in ("int", "float"):
-        _check_number(option, value)
-    elif option.kind == "bool":
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name} must be true or false, not {value!r}", name)
-    elif option.kind == "choice":
-        if value not in option.choices:
-            raise ConfigError(f"{name} must be {' or '.join(option.choices)}, not {value!r}", name)
-    elif option.kind == "list":
-        _check_list(name, value)
-    elif not isinstance(value, str):
-        raise ConfigError(f"{name} must be a text, not {value!r}", name)
-    elif name == "redis_url":
-        try:
-            parse_redis_url(value)
-        except ValueError as error:
-            raise ConfigError(f"redis_url {option.shown(value)} is not usable: {error}", name) from None
-    elif name in _CHECKS:
-        _check(name, _CHECKS[name], value)
-
-
-def _check_number(option: Option, value: object) -> None:
-    whole = option.kind == "int"
-    # bool is an int to Python, and not to anybody who writes "workers = true".
-    good_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not good_type or not option.minimum <= value <= option.maximum:  # type: ignore[operator]
-        kind = "a whole number" if whole else "a number"
-        unit = f" of {'seconds' if option.unit == 's' else option.unit}" if option.unit else ""
-        raise ConfigError(
-            f"{option.name} must be {kind}{unit} from {option.minimum} to {option.maximum}, not {value!r}", option.name
-        )
-
-
-def _check_list(name: str, value: object) -> None:
-    kind, check = _LISTS[name]
-    if not isinstance(value, tuple) or not all(isinstance(entry, str) for entry in value):
-        raise ConfigError(f"{name} must be a list of {kind} (in Python a tuple of str), not {value!r}", name)
-    for entry in value:
-        _check(name, check, entry)
-    twice = sorted({entry for entry in value if value.count(entry) > 1})
-    if twice:
-        raise ConfigError(f"{name} holds {', '.join(twice)} more than once; each is listed once", name)

@@ -73,6 +73,9 @@ def options_page() -> str:
         "Docker set for a service called `freeim` (`FREEIM_SERVICE_HOST`, `FREEIM_PORT=tcp://…` and the like). An",
         "empty variable counts as not set.",
         "On the command line, `--no-takeover` is the opposite of `--takeover`.",
+        "",
+        "On `SIGHUP` a server reads all of this again and takes new values of the options with a ↻, without closing a",
+        "connection; the others need a restart. [Deployment](deployment.md#reload) says how.",
     ]
     for group in GROUPS:
         lines += ["", f"## {group}", "", "| option | variable | default | meaning |", "|---|---|---|---|"]
@@ -83,7 +86,7 @@ def options_page() -> str:
         "",
         "| code | meaning |",
         "|---|---|",
-        "| 0 | stopped by SIGTERM, Ctrl-C, or the end of its terminal (SIGHUP) |",
+        "| 0 | stopped by SIGTERM, Ctrl-C, or the end of the terminal that it was started on |",
         "| 1 | a defect; the log holds the traceback |",
         "| 2 | the configuration is wrong, the address is taken, no Redis can be started, or no node can run here |",
         "| 3 | Redis cannot be reached, or refuses |",
@@ -100,7 +103,7 @@ def _table_row(option: Option) -> str:
         default = f"`{toml_value(option.default)}`" + (f" {option.unit}" if option.unit else "")
     value = "|".join(option.choices) or option.metavar
     usage = f"{option.flag} {value}".strip()
-    cells = (f"`{usage}`", f"`{option.variable}`", default, option.help)
+    cells = (f"`{usage}`{' ↻' if option.reload else ''}", f"`{option.variable}`", default, option.help)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

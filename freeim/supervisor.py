@@ -13,8 +13,12 @@ from typing import Final
 
 from freeim.config import Options
 from freeim.embedded.join import join
+from freeim.errors import ConfigError
 from freeim.exits import Exit
-from freeim.worker import start, unpack_banner
+from freeim.lifeline import REFUSED, pack
+from freeim.log import configure
+from freeim.reload import Hangup, Sources, tell_refused
+from freeim.worker import FOR_SUPERVISOR, start, unpack_banner
 
 KILL_SECONDS = 15.0
 """How long the workers may take to stop, beyond their drain time, until they are killed."""
@@ -28,12 +32,13 @@ STEADY_SECONDS: Final = 60.0
 _log = logging.getLogger("freeim.supervisor")
 
 
-def supervise(options: Options, announce: Callable[[str], None]) -> int:
+def supervise(options: Options, announce: Callable[[str], None], sources: Sources) -> int:
     """Run all workers until a signal or the end of the group, and return the exit code.
 
     Args:
         options: The options of the group; each worker gets its own out of them.
         announce: Gets one banner for all, when the last worker serves.
+        sources: Where the options came from.
 
     Raises:
         ConfigError, RedisUnavailable: The embedded Redis is to be used and cannot be.
@@ -42,7 +47,7 @@ def supervise(options: Options, announce: Callable[[str], None]) -> int:
     with contextlib.ExitStack() as stack:
         if options.embedded:
             stack.callback(join().close)
-        return asyncio.run(_Group(options, announce).run())
+        return asyncio.run(_Group(options, announce, sources).run())
 
 
 class _Worker:
@@ -58,9 +63,12 @@ class _Worker:
     async def run_once(self, serving: Callable[[_Worker, int], None]) -> int:
         """Run one process to its end and return its exit code; `serving` is called when its node serves."""
         async with self._spawning:
-            with _interrupts_blocked():
-                process = await start(self.options, os.environ, restarted=self.banner is not None)
+            with _signals_blocked():
+                options = self.options
+                process = await start(options, os.environ, restarted=self.banner is not None)
         self.process = process
+        if self.options is not options:  # reloaded meanwhile
+            self.tell(pack(self.options))
         assert process.stdout is not None
         line = await process.stdout.readline()
         if line:
@@ -68,20 +76,33 @@ class _Worker:
             serving(self, process.pid)
         return await process.wait()
 
+    def reload(self, options: Options) -> None:
+        """Let this process, and each later one, have new options."""
+        self.options = options
+        self.tell(pack(options))
+
+    def tell(self, line: bytes) -> None:
+        """Write a line on the lifeline of a process that runs."""
+        process = self.process
+        if process is not None and process.returncode is None:
+            assert process.stdin is not None
+            process.stdin.write(line)
+
 
 class _Group:
-    def __init__(self, options: Options, announce: Callable[[str], None]) -> None:
+    def __init__(self, options: Options, announce: Callable[[str], None], sources: Sources) -> None:
+        self._sources = sources
         self._drain = options.drain
         self._announce = announce
         self._announced = False
-        spawning = asyncio.Lock()  # the blocking of SIGINT does not nest
+        spawning = asyncio.Lock()  # the blocking of signals does not nest
         self._workers = [_Worker(index, options.for_worker(index), spawning) for index in range(options.workers)]
         self._told = asyncio.Event()
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._told.set)
+        Hangup(self._terminal_gone, self._reload)
+        loop.add_signal_handler(signal.SIGTERM, self._told.set)
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         _log.info("starting %d workers", len(self._workers))
         tending = [asyncio.ensure_future(self._tend(worker)) for worker in self._workers]
@@ -133,6 +154,27 @@ class _Group:
         if len(banners) == len(self._workers) and not self._announced:
             self._announced = True
             self._announce(merge_banners(banners))
+
+    def _reload(self) -> None:
+        if self._told.is_set():
+            return
+        try:
+            options = self._sources.read_again()
+        except ConfigError as error:
+            tell_refused(error)
+            for worker in self._workers:
+                worker.tell(REFUSED)
+            return
+        configure(options.log_level, options.log_format)
+        self._drain = options.drain
+        _log.info("reloading %d workers", len(self._workers))
+        for worker in self._workers:
+            worker.reload(options.for_worker(worker.index))
+
+    def _terminal_gone(self) -> None:
+        if not self._told.is_set():
+            _log.info("stopping: SIGHUP, the terminal is gone")
+            self._told.set()
 
     def _interrupt(self) -> None:
         if self._told.is_set():
@@ -190,9 +232,9 @@ def _ended(code: int) -> str:
 
 
 @contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Block SIGINT, for the processes started meanwhile too: they inherit it until they unblock it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _signals_blocked() -> Iterator[None]:
+    """Block what workers leave to us, for those started meanwhile too: they inherit it until they unblock it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_SUPERVISOR)
     try:
         yield
     finally:

@@ -1,15 +1,13 @@
 """One worker of a group: a process that `freeim.supervisor` starts as ``python -m freeim.worker``; so does the demo.
 
-Its standard input is the lifeline to the supervisor: the options come on the first line, then nothing, and its end
-means that the supervisor is gone, however it went. The first and only line on its standard output is the banner; it
-tells the supervisor that the node serves.
+Its standard input is the lifeline to the supervisor, see `freeim.lifeline`. The first and only line on its standard
+output is the banner; it tells the supervisor that the node serves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import os
 import signal
@@ -19,17 +17,15 @@ from typing import Any, Final
 
 from freeim.config import Options
 from freeim.exits import Exit
+from freeim.lifeline import Lifeline, pack, unpack
 from freeim.log import configure
 
-_LIFELINE: Final = 0
+_STDIN: Final = 0
 
+FOR_SUPERVISOR: Final = frozenset({signal.SIGINT, signal.SIGHUP})
+"""Signals that a terminal sends to all, and that the supervisor alone answers."""
 
 _RESTARTED: Final = "--restarted"
-
-
-def pack(options: Options) -> bytes:
-    """Return the first line of a worker's standard input."""
-    return json.dumps(dataclasses.asdict(options)).encode() + b"\n"
 
 
 async def start(
@@ -58,14 +54,6 @@ async def start(
     return process
 
 
-def unpack(line: bytes) -> Options:
-    """The reverse of `pack`."""
-    values: dict[str, Any] = {}
-    for name, value in json.loads(line).items():
-        values[name] = tuple(value) if isinstance(value, list) else value  # JSON knows no tuples
-    return Options(**values)
-
-
 def unpack_banner(line: bytes) -> str:
     """Return the banner that a worker wrote on its standard output."""
     return str(json.loads(line))
@@ -75,12 +63,15 @@ def main() -> int:
     """Run the worker and return its exit code."""
     # A Ctrl-C at the terminal reaches the whole group. The supervisor takes it and tells the workers with SIGTERM; it
     # started this process with SIGINT blocked, so that there was no moment at which one could get through.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    line = _read_line(_LIFELINE)
-    if not line:
+    # So it is with SIGHUP.
+    for number in FOR_SUPERVISOR:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_SUPERVISOR)
+    lifeline = Lifeline(_STDIN)
+    line = lifeline.first()
+    options = unpack(line) if line else None
+    if options is None:
         return Exit.STOPPED
-    options = unpack(line)
     configure(options.log_level, options.log_format, options.node or options.bind)
     # Standard output belongs to the supervisor; what else is printed goes to stderr.
     to_supervisor = os.dup(1)
@@ -93,18 +84,7 @@ def main() -> int:
 
     from freeim.serve import serve
 
-    return serve(options, announce, lifeline=_LIFELINE, restarted=_RESTARTED in sys.argv)
-
-
-def _read_line(descriptor: int) -> bytes:
-    """Read up to the first line end; nothing where the other side left before it."""
-    line = b""
-    while not line.endswith(b"\n"):
-        part = os.read(descriptor, 65536)
-        if not part:
-            return b""
-        line += part
-    return line
+    return serve(options, announce, lifeline=lifeline, restarted=_RESTARTED in sys.argv)
 
 
 if __name__ == "__main__":

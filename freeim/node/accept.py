@@ -7,10 +7,12 @@ import errno
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Final
 
 from freeim._core import HAVE_EPOLL, Backlog, Poller
+from freeim.config import Options
 from freeim.limits import raise_descriptor_limit
 from freeim.node.tls_gate import TlsGate
 
@@ -108,6 +110,19 @@ class Acceptor:
                 self.limit,
                 self.capacity,
             )
+
+    def reload(self, options: Options, context: ssl.SSLContext | None) -> None:
+        """Take new options, for connections that come from now on.
+
+        Args:
+            options: The node's.
+            context: The certificate; None without TLS.
+        """
+        self._sock.listen(options.backlog)
+        if options.send_buffer:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer)
+        if self.gate is not None and context is not None:
+            self.gate.reload(context, options.handshake_timeout)
 
     def start(self) -> None:
         """Begin to accept."""

@@ -44,6 +44,11 @@ class AddressLimits:
         self._requests: Counter[str] = Counter()
         self._networks: dict[object, str] = {}
 
+    def set_limits(self, max_open: int, max_requests: int) -> None:
+        """Change the limits; what was counted stays."""
+        self._max_open = max_open
+        self._max_requests = max_requests
+
     def enter(self, holder: object, address: str) -> bool:
         """Count a socket.
 

@@ -34,16 +34,24 @@ class Admission:
 
     def __init__(self, options: Options) -> None:
         self.log = SparseLog(logging.INFO, LINES_PER_MINUTE, "a limit refused or cut %d more connections")
-        self._origins = Origins(options.origins) if options.origins else None
-        self._proxies = Proxies(options.trusted_proxies) if options.trusted_proxies else None
         self._silent_proxies: set[str] = set()
         self._addresses: AddressLimits | None = None
-        if options.max_per_address or options.handshakes_per_address:
-            self._addresses = AddressLimits(options.max_per_address, options.handshakes_per_address)
-        self._inbound_rate = options.inbound_rate
         self._inbound: dict[Handshake | Terminal, int] = {}
         """Bytes that came in the present second."""
         self._second = 0.0
+        self.reload(options)
+
+    def reload(self, options: Options) -> None:
+        """Take new options, for all that is asked from now on. A socket keeps the address that it was counted at."""
+        self._origins = Origins(options.origins) if options.origins else None
+        self._proxies = Proxies(options.trusted_proxies) if options.trusted_proxies else None
+        self._inbound_rate = options.inbound_rate
+        limits = options.max_per_address, options.handshakes_per_address
+        if self._addresses is not None:
+            # It goes on counting without a limit too: there may be one again while these sockets are open.
+            self._addresses.set_limits(*limits)
+        elif any(limits):
+            self._addresses = AddressLimits(*limits)
 
     # ---- before the 101
 
@@ -96,10 +104,11 @@ class Admission:
             raise Refusal(403, "pages of this origin may not connect; --origins lists those that may")
 
     def _look_behind_proxy(self, handshake: Handshake, request: Request) -> None:
-        assert self._proxies is not None
         assert handshake.address is not None
-        forwarded = request.headers.get("x-forwarded-for", "")
-        self._place(handshake, self._proxies.terminal_behind(handshake.address, forwarded))
+        terminal = handshake.address
+        if self._proxies is not None:  # else none is trusted any more since a reload a moment ago
+            terminal = self._proxies.terminal_behind(terminal, request.headers.get("x-forwarded-for", ""))
+        self._place(handshake, terminal)
         if handshake.from_proxy and handshake.address not in self._silent_proxies:
             self._silent_proxies.add(handshake.address)
             log.warning(

@@ -98,6 +98,10 @@ class Bus:
         self._batch: list[Message] = []
         self._batches: deque[_Batch] = deque()
 
+    def reload(self, options: Options) -> None:
+        """Take new options."""
+        self.router.window_limit = options.bus_queue_limit
+
     # ---- what the reader hears
 
     def _take_other(self, payload: bytes, message: Message | None) -> Callable[[], Any] | None:

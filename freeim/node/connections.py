@@ -14,21 +14,18 @@ from freeim.config import Options
 from freeim.errors import CloseCode
 from freeim.names import Names, connect_url, owners, system_id
 from freeim.node.admission import Admission
+from freeim.node.clockwork import TICK, Clockwork
 from freeim.node.decode import BadPayload, decode_token
 from freeim.node.handshake import Handshake
-from freeim.node.histogram import Histogram
 from freeim.node.http import Refusal, Request, token_of, websocket_key
 from freeim.node.presence import FENCED, USED, Presence
 from freeim.node.session import Session
 from freeim.node.sparse_log import SparseLog
 from freeim.node.state import tell_state
-from freeim.node.terminal import PING, Terminal, close_frame
-from freeim.node.timers import Deadlines, PingWheel
+from freeim.node.terminal import Terminal, close_frame
+from freeim.node.timers import Deadlines
 
 log = logging.getLogger("freeim")
-
-TICK: Final = 0.1
-"""Seconds between two looks at the deadlines."""
 
 GONE: Final = "gone"
 """What came of a handshake whose peer left before it was answered."""
@@ -72,8 +69,6 @@ class Connections:
         """WebSocket connections by who began to close them and the code. With those that are open these are all."""
         self.cut = Counter({"connection": 0, "node": 0})
         """Connections that were too slow, by whose limit they passed."""
-        self.lag = Histogram()
-        """How late the loop was."""
         self.on_closed: Any = None
         """Called after each socket that is gone."""
         self.on_changed: Callable[[Client], None] | None = None
@@ -98,23 +93,27 @@ class Connections:
         self._handshakes: Deadlines[Handshake] = Deadlines(options.handshake_timeout, self._handshake_expired)
         self._lingering: Deadlines[Handshake] = Deadlines(options.close_timeout, Handshake.timed_out)
         self._closing: Deadlines[Terminal] = Deadlines(options.close_timeout, self._cut)
-        self._pings: PingWheel[Terminal] = PingWheel(
-            options.ping_interval, options.ping_timeout, self._ping, self._check_pong
-        )
-        self._timers: list[asyncio.TimerHandle | None] = [None, None]
-        self._due = 0.0
+        self.clockwork = Clockwork(options.ping_interval, options.ping_timeout, self._look_at_clock, self._no_pong)
 
     def start(self) -> None:
         """Start the clock."""
-        self._due = self._loop.time()
-        self._tick()
-        self._turn()
+        self.clockwork.start()
+
+    def reload(self, options: Options) -> None:
+        """Take new options. What is held and asked from now on is measured by them; nothing is closed for them now."""
+        before, self.options = self.options, options
+        self.admission.reload(options)
+        self.fanout.queue_limit = options.queue_limit
+        self.fanout.node_queue_limit = options.node_queue_limit
+        self._handshakes.set_delay(options.handshake_timeout)
+        self._lingering.set_delay(options.close_timeout)
+        self._closing.set_delay(options.close_timeout)
+        if (options.ping_interval, options.ping_timeout) != (before.ping_interval, before.ping_timeout):
+            self.clockwork.set_times(options.ping_interval, options.ping_timeout)
 
     async def stop(self) -> None:
         """Stop the clock, cut what is still open, and send the last closes to Redis."""
-        for timer in self._timers:
-            if timer is not None:
-                timer.cancel()
+        self.clockwork.stop()
         for terminal in self._closing.things():
             self._cut(terminal)
         for handshake in self._handshakes.things():
@@ -332,7 +331,7 @@ class Connections:
 
     def opened(self, terminal: Terminal) -> None:
         """The 101 has been written."""
-        terminal.ping_slot = self._pings.add(terminal)
+        self.clockwork.add(terminal)
         self.handshakes["101"] += 1
         if terminal.connection.closing:  # forced offline while it was opening
             self._close_begins(terminal, "node", terminal.connection.close_code)
@@ -425,7 +424,7 @@ class Connections:
         connection.detach_transport()
         connection.owner = None  # else the two would keep each other, and no collector looks at what is old
         self._closing.finish(terminal)
-        self._pings.remove(terminal, terminal.ping_slot)
+        self.clockwork.remove(terminal)
         self._leave(connection)
         self._socket_gone(terminal)
 
@@ -475,31 +474,17 @@ class Connections:
         """Call something after a while."""
         self._loop.call_later(seconds, call)
 
-    def _tick(self) -> None:
-        self._timers[0] = self._loop.call_later(TICK, self._tick)
-        now = self._loop.time()
-        self.lag.observe(max(now - self._due, 0.0))
-        self._due = now + TICK
+    def _look_at_clock(self, now: float) -> None:
         for deadlines in (self._handshakes, self._lingering, self._closing):
             deadlines.expire(now)
         self.admission.look_at_clock(now)
 
-    def _turn(self) -> None:
-        self._timers[1] = self._loop.call_later(self._pings.turn_seconds, self._turn)
-        self._pings.turn()
-
-    def _ping(self, terminal: Terminal) -> None:
-        terminal.connection.awaiting_pong = True
-        terminal.connection.send_control(PING)
-
-    def _check_pong(self, terminal: Terminal) -> None:
-        connection = terminal.connection
-        if connection.awaiting_pong and not connection.closing:
-            log.info("cut a connection of client %s: it did not answer a ping", connection.client.id.decode())
-            self.close(connection, CloseCode.NO_PONG, "no pong")
-            connection.flush_now()
-            # No answer is to be expected from a peer that did not answer the ping.
-            connection.transport.close()
+    def _no_pong(self, connection: Connection) -> None:
+        log.info("cut a connection of client %s: it did not answer a ping", connection.client.id.decode())
+        self.close(connection, CloseCode.NO_PONG, "no pong")
+        connection.flush_now()
+        # No answer is to be expected from a peer that did not answer the ping.
+        connection.transport.close()
 
     # ---- the end
 

@@ -142,12 +142,19 @@ class Metrics(Collector):
         )
 
     def _process(self) -> Iterator[Metric]:
-        lag = self._node._connections.lag
+        lag = self._node._connections.clockwork.lag
         yield HistogramMetricFamily(
             "freeim_loop_lag_seconds",
             "How late the event loop was, looked at ten times a second.",
             _cumulative(lag),
             lag.sum,
+        )
+        yield _labelled(
+            CounterMetricFamily,
+            "freeim_reloads",
+            "How often the options were read again, by result.",
+            ("result",),
+            self._node.reloads,
         )
         # The names that Prometheus knows. Its own collector would count the descriptors, one by one.
         yield CounterMetricFamily("process_cpu_seconds", "CPU time, user and system.", time.process_time())

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections import Counter
 from dataclasses import replace
 from importlib.metadata import version
 from types import TracebackType
@@ -15,8 +16,9 @@ import hiredis
 
 from freeim._core import Message
 from freeim.clock import boot_time
-from freeim.config import Options
+from freeim.config import OPTIONS, Options
 from freeim.config_checks import join_bind
+from freeim.config_reload import Change, take
 from freeim.embedded.join import EmbeddedRedis, join_in_thread
 from freeim.envelope import direct, direct_tail, receipt_text
 from freeim.errors import ConfigError, NodeReplaced
@@ -33,8 +35,8 @@ from freeim.node.presence import Presence, Stance, refuses_writes
 from freeim.node.redis_watch import RedisWatch
 from freeim.node.sentinel import ask_sentinels
 from freeim.node.session import Session
-from freeim.node.tls import server_context
 from freeim.node.tls_gate import TlsGate
+from freeim.option_files import change_to, changed_files, read_files
 from freeim.redis_url import RedisAddress, parse_redis_url
 
 if TYPE_CHECKING:
@@ -67,6 +69,10 @@ class Node:
 
     def __init__(self, options: Options | None = None, *, restarted: bool = False, barrier: bool = True) -> None:
         self.options = options if options is not None else Options()
+        self._given = self.options
+        """As they were given: in `options` all that was left open is filled in."""
+        self.reloads = Counter({"ok": 0, "error": 0})
+        """How often options were read again, by result."""
         self._restarted = restarted
         self._barrier = barrier
         self._sock: socket.socket | None = None
@@ -92,7 +98,8 @@ class Node:
         """
         self._end = asyncio.get_running_loop().create_future()
         self.options = self.options.for_embedded()
-        self._redis_url = self.options.redis_url_with_password()
+        self._files = read_files(self.options)
+        self._redis_url = self._files.redis_url
         if self.options.handover is not None:
             from freeim.node.handover import Handover
 
@@ -133,7 +140,7 @@ class Node:
             self._master_watch = MasterWatch(self._session, self._find_redis if self._redis_url else None)
             self._burier = Burier(self._session, names, self._presence.epoch, self._presence.bury)
             self._connections.router = self._bus.router
-            tls = server_context(options)
+            tls = self._files.context
             gate = None if tls is None else TlsGate(tls, self._connections, options.handshake_timeout)
             self._acceptor = Acceptor(
                 self._sock, lambda: Handshake(self._connections), self._connections.fanout.backlog, gate
@@ -233,16 +240,40 @@ class Node:
             finally:
                 self._leave_embedded()
 
-    def reload_tls(self) -> None:
-        """Read the certificate and its key again; connections that stand keep theirs. Does nothing without TLS.
+    def reload(self, options: Options | None = None) -> Change:
+        """Take new options while the node serves, and read the files that they name again. No connection is closed.
+
+        What can change is marked in docs/options.md, and docs/deployment.md says what new values mean for connections
+        that stand. What the process has for all, the level and the form of the log, is left to the caller.
+
+        Args:
+            options: As for the constructor. Left out, they are as before, and only the certificate, its key and the
+                password of Redis are read again.
+
+        Returns:
+            The options in force, those that have changed or whose files have, and those that take a restart.
 
         Raises:
-            ConfigError: They cannot be used. The node goes on with those it has.
+            ConfigError: They, or a file, cannot be used. Nothing has changed.
+            RuntimeError: The node does not serve.
         """
-        context, gate = server_context(self.options), self._acceptor.gate
-        if context is not None and gate is not None:
-            gate.context = context
-            log.info("read the TLS certificate %s again; new connections get it", self.options.tls_cert)
+        if self._sock is None:
+            raise RuntimeError("only a node that serves can take new options")
+        try:
+            change, files = change_to(self._given, self._given if options is None else options)
+            options = take(self.options, change.options, change.changed)
+        except ConfigError:
+            self.reloads["error"] += 1
+            raise
+        renewed = changed_files(self._files, files)
+        self._given, self.options, self._files, self._redis_url = change.options, options, files, files.redis_url
+        self._connections.reload(options)
+        self._bus.reload(options)
+        self._acceptor.reload(options, files.context)
+        if "max_connections" in change.changed:
+            self._acceptor.check_capacity(options.max_connections)
+        self.reloads["ok"] += 1
+        return Change(options, tuple(name for name in OPTIONS if name in renewed.union(change.changed)), change.kept)
 
     async def _locate_redis(self) -> RedisAddress:
         """Return where Redis is. The embedded one is joined again: what we had joined may have come to its end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
@@ -47,6 +47,13 @@ class Deadlines(Generic[T]):
         """Give a thing its time, from now on; one that already has a deadline keeps it."""
         self._due.setdefault(thing, now + self._delay)
 
+    def set_delay(self, delay: float) -> None:
+        """Change the time that each has, for those that have begun too."""
+        later = delay - self._delay
+        self._delay = delay
+        for thing, due in list(self._due.items()):
+            self._due[thing] = due + later  # the same for all: the oldest still ends first
+
     def finish(self, thing: T) -> None:
         """The thing has finished; also fine for one that never started."""
         self._due.pop(thing, None)
@@ -76,14 +83,31 @@ class PingWheel(Generic[T]):
     def __init__(
         self, interval: float, timeout: float, on_ping: Callable[[T], None], on_check: Callable[[T], None]
     ) -> None:
+        self._on_ping = on_ping
+        self._on_check = on_check
+        self._begin(interval, timeout)
+
+    def _begin(self, interval: float, timeout: float) -> None:
         self._turns = turns = min(max(round(interval / TURN), MIN_TURNS), MAX_TURNS)
         self.turn_seconds = interval / turns
         # Rounded up: nobody is cut before its time is over.
         self._check_after = min(turns, -int(-timeout // self.turn_seconds))
         self._slots: list[dict[T, None]] = [{} for _ in range(turns)]
         self._now = 0
-        self._on_ping = on_ping
-        self._on_check = on_check
+
+    def set_times(self, interval: float, timeout: float) -> Iterator[tuple[T, int]]:
+        """Change both times; yields each thing with its new slot, which `remove` wants back.
+
+        Of the interval the same share has passed for each as before, so that they stay spread over it. Checks of pings
+        that are under way may come too early: what is awaited is to be forgotten.
+        """
+        slots, now, turns = self._slots, self._now, self._turns
+        self._begin(interval, timeout)
+        for passed in range(turns):
+            slot = -(passed * self._turns // turns) % self._turns
+            for thing in slots[now - passed]:
+                self._slots[slot][thing] = None
+                yield thing, slot
 
     def add(self, thing: T) -> int:
         """Enter a thing; returns the slot, which `remove` wants back."""

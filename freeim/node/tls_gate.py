@@ -22,18 +22,23 @@ class TlsGate:
     """Lets connections in that speak TLS.
 
     Args:
-        context: The certificate; may be replaced at any time.
+        context: The certificate.
         connections: Where they go.
         timeout: Seconds for the handshake of TLS, and for its end.
     """
 
     def __init__(self, context: ssl.SSLContext, connections: Connections, timeout: float) -> None:
-        self.context = context
+        self._context = context
         self._connections = connections
         self._admission = connections.admission
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
         self._log = SparseLog(logging.INFO, FAILURES_PER_MINUTE, "%d more TLS handshakes failed")
+
+    def reload(self, context: ssl.SSLContext, timeout: float) -> None:
+        """Use this certificate and this time-out for connections that come from now on."""
+        self._context = context
+        self._timeout = timeout
 
     async def admit(self, conn: socket.socket, peer: str) -> bool:
         """Make a TLS connection of a socket; False where it came to nothing, and the socket is to be closed.
@@ -53,7 +58,7 @@ class TlsGate:
             await self._loop.connect_accepted_socket(
                 lambda: handshake,
                 conn,
-                ssl=self.context,
+                ssl=self._context,
                 ssl_handshake_timeout=self._timeout,
                 ssl_shutdown_timeout=self._timeout,
             )

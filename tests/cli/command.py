@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,9 +78,10 @@ class Server:
     Args:
         args: Its command line.
         program: Another program to run, e.g. the same command with one constant changed.
+        terminal: A descriptor of the terminal that it is started on, which is none else.
     """
 
-    def __init__(self, *args: str, program: tuple[str, ...] = MODULE) -> None:
+    def __init__(self, *args: str, program: tuple[str, ...] = MODULE, terminal: int | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="freeim-test-")
         self.folder = Path(self._folder.name)
         self._stdout, self._stderr = self.folder / "stdout", self.folder / "stderr"
@@ -91,6 +94,7 @@ class Server:
                 cwd=self.folder,
                 env=environment(),
                 start_new_session=True,
+                preexec_fn=None if terminal is None else lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0),
             )
 
     @property
@@ -130,6 +134,10 @@ class Server:
     def tell(self, number: signal.Signals) -> None:
         """Send a signal to the command."""
         self.process.send_signal(number)
+
+    def reload(self) -> None:
+        """Let it read its options again."""
+        self.tell(signal.SIGHUP)
 
     def tell_group(self, number: signal.Signals) -> None:
         """Send a signal to the command and all its workers, as a terminal does on Ctrl-C."""

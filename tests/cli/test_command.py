@@ -78,7 +78,7 @@ def test_a_missing_password_file_is_exit_code_2() -> None:
     assert "'/nowhere/password' cannot be read" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_a_serving_node_with_exit_code_0(redis_server: RedisServer, number: signal.Signals) -> None:
     args = node_args(redis_server)
     with Server(*args) as server:

@@ -11,8 +11,9 @@ import time
 import pytest
 
 from freeim.config import Options
+from freeim.lifeline import pack
 from freeim.supervisor import merge_banners, next_pause
-from freeim.worker import pack, unpack_banner
+from freeim.worker import unpack_banner
 from tests.cli.command import Server, free_ports, is_running, run, run_program, wait_until_gone
 from tests.node.scrape import Scrape, fetch
 from tests.servers import RedisServer, free_port
@@ -207,7 +208,7 @@ def test_what_a_worker_prints_does_not_get_into_its_banner() -> None:
     code = (
         "import asyncio, sys, freeim.node, freeim.worker\n"
         "class Node:\n"
-        "    def __init__(self, options): print('made', options.node, flush=True)\n"
+        "    def __init__(self, options): self.options = options; print('made', options.node, flush=True)\n"
         "    async def start(self): pass\n"
         "    async def stop(self): print('stopped', flush=True)\n"
         "    async def finished(self): await asyncio.Event().wait()\n"

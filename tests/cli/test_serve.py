@@ -15,7 +15,7 @@ import freeim.node, freeim.serve
 from freeim.cli import main
 
 class Node:
-    def __init__(self, options): pass
+    def __init__(self, options): self.options = options
     async def start(self): pass
     async def finished(self): await asyncio.Event().wait()
     async def stop(self): pass

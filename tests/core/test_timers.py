@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from freeim.node.timers import EXPIRED_PER_LOOK, TURN, Deadlines, PingWheel
 
@@ -40,3 +42,36 @@ def test_thousands_whose_time_is_over_end_in_parts_the_oldest_first() -> None:
         deadlines.expire(1.0)
         assert ended == list(range(min(looks * EXPIRED_PER_LOOK, 2 * EXPIRED_PER_LOOK + 1)))
     assert len(deadlines) == 0
+
+
+@given(
+    st.sampled_from([0.5, 2.5, 10.0, 40.0, 200.0]),
+    st.sampled_from([0.5, 2.5, 10.0, 40.0, 200.0]),
+    st.integers(0, 2000),
+)
+def test_a_wheel_whose_times_change_stays_spread_and_pings_each_once_an_interval(
+    before: float, after: float, skipped: int
+) -> None:
+    pinged: list[int] = []
+    wheel: PingWheel[int] = PingWheel(before, before, pinged.append, lambda _: None)
+    turns = round(before / wheel.turn_seconds)
+    for _ in range(skipped % turns):
+        wheel.turn()
+    slots = {}
+    for thing in range(turns):
+        slots[thing] = wheel.add(thing)
+        wheel.turn()
+    slots.update(wheel.set_times(after, after))
+    assert sorted(slots) == list(range(turns))
+    new_turns = round(after / wheel.turn_seconds)
+    pinged.clear()
+    most = 0
+    for _ in range(new_turns):
+        seen = len(pinged)
+        wheel.turn()
+        most = max(most, len(pinged) - seen)
+    assert sorted(pinged) == list(range(turns)), "each once"
+    assert most <= -(-turns // new_turns), "spread"
+    for thing, slot in slots.items():
+        wheel.remove(thing, slot)
+    assert not any(wheel._slots)

@@ -256,7 +256,7 @@ async def test_receipts_pass_from_one_to_the_other_without_a_gap_or_a_double(red
 async def test_a_connection_in_the_middle_of_its_handshake_is_served_by_the_old_process(
     redis_server: RedisServer,
 ) -> None:
-    with Place(redis_server) as place:
+    with Place(redis_server, "--handshake-timeout", "30") as place:
         old = place.start()
         old.banner()
         slow = [await asyncio.open_connection("127.0.0.1", place.port) for _ in range(5)]
@@ -313,7 +313,7 @@ async def test_the_users_of_redis_that_the_docs_give_are_enough_also_where_keys_
 
 async def test_metrics_are_answered_throughout_at_the_same_address(redis_server: RedisServer) -> None:
     with Place(redis_server) as place:
-        old = place.start()
+        old = place.start(change="from freeim.node import admin\nvars(admin).update(ANSWER_SECONDS=30.0)")
         url = next(line.split()[1] for line in old.banner().splitlines() if "metrics" in line)
         reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
         writer.write(b"GET /metrics HTTP/1.1\r\n")
@@ -326,7 +326,7 @@ async def test_metrics_are_answered_throughout_at_the_same_address(redis_server:
             assert b"freeim_node_info" in page
             pages += 1
         assert pages > 3
-        writer.write(b"\r\n")  # whoever had come to the old process gets its answer
+        writer.write(b"Host: x\r\n\r\n")  # whoever had come to the old process gets its answer
         assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
         await end(writer)
         assert await asyncio.to_thread(old.wait) == 0
@@ -337,7 +337,15 @@ async def test_metrics_are_answered_throughout_at_the_same_address(redis_server:
 async def test_a_node_with_tls_is_handed_over_too(redis_server: RedisServer, tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
     with Place(
-        redis_server, "--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key), "--drain", "1"
+        redis_server,
+        "--tls-cert",
+        str(certificates.cert),
+        "--tls-key",
+        str(certificates.key),
+        "--drain",
+        "1",
+        "--handshake-timeout",
+        "30",
     ) as place:
         old = place.start()
         old.banner()

@@ -7,10 +7,12 @@ import contextlib
 import importlib.metadata
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from freeim.errors import ConfigError
 from freeim.node import accept
 from tests.node.harness import (
     Raw,
@@ -425,6 +427,17 @@ async def test_the_lag_of_the_loop_is_how_long_something_kept_it(redis_server: R
             return found("loop_lag_seconds_count") - found("loop_lag_seconds_bucket", le="0.25")
 
         assert long(after) > long(before)
+
+
+async def test_reloads_are_counted_by_result(redis_server: RedisServer) -> None:
+    async with running(redis_server) as run:
+        found = await scrape(run)
+        assert (found("reloads_total", result="ok"), found("reloads_total", result="error")) == (0, 0)
+        run.node.reload()
+        for _ in range(2):
+            with pytest.raises(ConfigError):
+                run.node.reload(replace(run.options, tls_cert="/nowhere"))
+        assert (await scrape(run)).labelled("reloads_total") == {("ok",): 1, ("error",): 2}
 
 
 async def test_the_process_tells_its_start_its_cpu_time_and_its_memory(redis_server: RedisServer) -> None:

@@ -203,7 +203,7 @@ async def test_a_renewed_certificate_is_served_after_the_reload_and_connections_
         before = await served(run, certificates)
         certificates.renew()
         assert await served(run, certificates) == before, "read at the start"
-        run.node.reload_tls()
+        assert run.node.reload()[1:] == (("tls_cert", "tls_key"), ())
         assert await served(run, certificates) == ssl.PEM_cert_to_DER_cert(certificates.cert.read_text()) != before
         run.publish(direct([1], "hi"))
         assert await peer.next() == '"hi"'
@@ -218,17 +218,17 @@ async def test_a_reload_of_files_that_do_not_fit_leaves_all_as_it_was(
         certificates.renew()
         certificates.key.write_bytes(key)  # the certificate is new already, its key is not
         with pytest.raises(ConfigError, match="must belong to it"):
-            run.node.reload_tls()
+            run.node.reload()
         assert await served(run, certificates) == before
         certificates.cert.unlink()
         with pytest.raises(ConfigError, match=r"tls_cert .* cannot be read: No such file"):
-            run.node.reload_tls()
+            run.node.reload()
         assert await served(run, certificates) == before
 
 
 async def test_a_reload_without_tls_does_nothing(redis_server: RedisServer) -> None:
     async with running(redis_server) as run:
-        run.node.reload_tls()
+        assert run.node.reload()[1:] == ((), ())
         await run.connect(1)
 
 
