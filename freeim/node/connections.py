@@ -515,7 +515,10 @@ class Connections:
         for start in range(0, len(connections), batch):
             for connection in connections[start : start + batch]:
                 self.close(connection, CloseCode.SERVICE_RESTART, "service restart")
-            await self._wait_until_empty(pause)
+            if self.handed_over:
+                await self._wait_until_empty(pause)  # terminals also leave by themselves, and nobody comes
+            else:
+                await asyncio.sleep(pause)
 
     async def _wait_until_empty(self, seconds: float) -> None:
         """Wait until there is no connection any more, for so long at most."""
