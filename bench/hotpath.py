@@ -87,7 +87,7 @@ async def run(kind: str, count: int, made: int) -> int:
     connections = Connections(options, names, session, Presence(session, names, options))
     # One walk and one slice, however slow the machine: else the count depends on the clock.
     freeim.node.bus.Router = partial(Router, slice_ms=1e9)  # type: ignore[assignment, attr-defined, misc]
-    bus = Bus(options, names, session, connections, _ignore, _ignore)
+    bus = Bus(options, names, session, connections, _ignore, _ignore, on_handover=_ignore, on_gone=_ignore)
     connections.router = router = bus.router
     router.open = True
     connections.fanout = Fanout(_ignore, _ignore, options.queue_limit, options.node_queue_limit, slice_ms=1e9)

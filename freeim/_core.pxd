@@ -142,6 +142,10 @@ cdef class Router:
         object _window                # deque of Message: all from the oldest pending client's `since` on
         long long _position           # of the next message
         public bint open              # the node's name is taken; what comes before is not for this instance
+        public bytes opener           # the payload at whose place in the stream it opens; None where Python opens it
+        public dict elsewhere         # id -> connections at another instance of this node's name; None without one
+        long long _mute_from          # receipts of messages from this position ...
+        long long _mute_until         # ... up to this one are the other instance's to answer
         bint _guid
         bint _barrier                 # False only in the test that shows what the barrier is for
         readonly bint tracking        # membership by client and invalidation; else the channel's members per message
@@ -179,6 +183,7 @@ cdef class Router:
     cdef NoResult _spread(self, dict clients, Message message) except NoResult.FAILED
     cdef NoResult _replay(self, Client client) except NoResult.FAILED
     cdef NoResult _deliver_direct(self, Client client, Message message) except NoResult.FAILED
+    cdef bint _is_only_here(self, Client client) except -1
     cdef NoResult _deliver(self, Client client, Message message) except NoResult.FAILED
     cdef NoResult _deliver_and_log(self, Client client, Message message) except NoResult.FAILED
     cdef NoResult _receipt(self, Message message, bytes receiver, bint delivered) except NoResult.FAILED

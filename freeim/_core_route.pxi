@@ -90,6 +90,7 @@ cdef class Router:
         self._on_receipt = on_receipt
         self._on_reread = on_reread
         self._on_force_offline = on_force_offline
+        self._mute_from = self._mute_until = LLONG_MAX
 
     @property
     def window_size(self):
@@ -261,7 +262,9 @@ cdef class Router:
         """
         cdef Message message
         if not self.open:
-            return None
+            if payload != self.opener:
+                return None
+            self.open = True
         self.received += PyBytes_GET_SIZE(payload)
         message = _decode(payload, self._guid)
         if message is None or not self.tracking:
@@ -282,6 +285,21 @@ cdef class Router:
         """Reach everybody whom the last message has not reached yet, however long it takes."""
         while self._rest is not None:
             self._go_on()
+
+    def mute_receipts(self, Py_ssize_t ahead=0):
+        """Answer no receipts of the messages from here on: the other instance of this node's name does.
+
+        Args:
+            ahead: Messages that have come, and are to be routed yet.
+        """
+        if self._mute_from == LLONG_MAX or self._mute_until != LLONG_MAX:
+            self._mute_from = self._position + ahead
+            self._mute_until = LLONG_MAX
+
+    def unmute_receipts(self, Py_ssize_t ahead=0):
+        """Answer the receipts of the messages from here on again; `ahead` as in `mute_receipts`."""
+        if self._mute_until == LLONG_MAX:
+            self._mute_until = self._position + ahead
 
     cdef NoResult _take_in(self, Message message) except NoResult.FAILED:
         cdef long long before
@@ -586,14 +604,17 @@ cdef class Router:
             return None
         return self._go_on
 
+    cdef inline bint _is_only_here(self, Client client) except -1:
+        return self.elsewhere is None or client.id not in self.elsewhere
+
     cdef NoResult _deliver(self, Client client, Message message) except NoResult.FAILED:
-        """Push a message to a client; its own sender gets it only where it has more than one connection."""
+        """Push a message to a client; its own sender gets it only with another connection, here or elsewhere."""
         cdef Connection connection
         if message.frame is None:
             return NoResult.DONE
         if unlikely(client.log is not None):
             return self._deliver_and_log(client, message)
-        if client.id == message.sender and len(client.connections) <= 1:
+        if client.id == message.sender and len(client.connections) <= 1 and self._is_only_here(client):
             return NoResult.DONE
         for connection in client.connections:
             connection.push(message.frame)
@@ -603,7 +624,8 @@ cdef class Router:
     cdef NoResult _deliver_and_log(self, Client client, Message message) except NoResult.FAILED:
         """As `_deliver`, for a client that may come back: connections that are away count as the living ones do."""
         cdef Connection connection
-        if client.id == message.sender and len(client.connections) + client.log.away <= 1:
+        if client.id == message.sender and len(client.connections) + client.log.away <= 1 \
+                and self._is_only_here(client):
             return NoResult.DONE
         for connection in client.connections:
             connection.push(message.frame)
@@ -618,7 +640,9 @@ cdef class Router:
 
     cdef NoResult _receipt(self, Message message, bytes receiver, bint delivered) except NoResult.FAILED:
         if message.receipt and message.frame is not None and message.sender != self.system \
-                and receiver != message.sender:
+                and receiver != message.sender and not self._mute_from <= message.position < self._mute_until:
+            if self.elsewhere is not None:
+                delivered = delivered or receiver in self.elsewhere
             if not delivered and self._grace is not None:
                 return NoResult.DONE  # it may come back for it
             self._on_receipt(message, receiver, delivered)

@@ -73,7 +73,8 @@ def _run(options: Options, argv: Sequence[str]) -> int:
         return supervise(options, _announce, sources)
     from freeim.serve import serve
 
-    return serve(options.for_worker(), _announce, sources=sources)
+    code = serve(options.for_worker(), _announce, sources=sources)
+    return Exit.STOPPED if code == Exit.HANDED_OVER else code
 
 
 def _exit_code(error: ConfigError | RedisUnavailable) -> Exit:

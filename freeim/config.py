@@ -154,6 +154,15 @@ class Options:
     drain: float = _seconds(
         0.0, "Time over which a node that stops closes its connections.", group=RUNNING, minimum=0, reload=True
     )
+    handover: str | None = _option(
+        None,
+        RUNNING,
+        "Full path of a unix socket at which this node gives its listening socket to its successor: a process that is "
+        "started with the same path, bind and name. May hold {index}, {port} and {hostname}. Its folder must belong to "
+        "this user, and be writable by nobody else.",
+        metavar="PATH",
+        reload=False,
+    )
     takeover: bool = _option(False, RUNNING, "Take the node's name over from a living process.", reload=False)
     replace_nodes: bool = _option(
         False,
@@ -331,6 +340,7 @@ class Options:
                 f"{self.workers} workers from port {port} on would go beyond port 65535", "bind", "workers"
             )
         self._check_admin()
+        self._check_handover()
         names = [self._node_name(index) for index in range(self.workers)]
         for name in names:
             check_text("node", checks.check_node_name, name)
@@ -359,6 +369,27 @@ class Options:
                 )
             for url in urls:
                 check_text("public_url", checks.check_public_url, url)
+
+    def _check_handover(self) -> None:
+        if self.handover is None:
+            return
+        port = self.address[1]
+        if port == 0:
+            raise ConfigError(
+                "port 0 (any free port) cannot be handed over: the next process would find another one; name a port",
+                "bind",
+                "handover",
+            )
+        paths = {self._expand(self.handover, index) for index in range(self.workers)}
+        if len(paths) < self.workers:
+            raise ConfigError(
+                f"{self.workers} workers would share the socket {self.handover!r}; put {{index}} or {{port}} into "
+                "handover",
+                "handover",
+                "workers",
+            )
+        for path in paths:
+            check_text("handover", checks.check_socket_path, path)
 
     def _check_admin(self) -> None:
         admin, port = self.admin_address, self.address[1]
@@ -412,6 +443,7 @@ class Options:
             node=self.node if self._awaits_port(self.node) else self._node_name(index),
             nodes=nodes,
             public_url=self._public_url(index),
+            handover=None if self.handover is None else self._expand(self.handover, index),
             workers=1,
         )
 

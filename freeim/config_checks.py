@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -13,6 +14,10 @@ PLACEHOLDERS: Final = ("index", "port", "hostname")
 
 OFF: Final = "off"
 """What stands for no address."""
+
+MAX_SOCKET_PATH: Final = 96
+"""Bytes of a socket's path. It is made under a longer name beside it, and sockaddr_un holds 104 bytes on macOS and 108
+on Linux, a final NUL included."""
 
 RESERVED_PATHS: Final = ("/health", "/ready")
 """Paths that the node itself answers."""
@@ -137,6 +142,14 @@ def check_prefix(prefix: str) -> None:
     """Check the beginning of every Redis key."""
     if not prefix or not _plain(prefix):
         raise ValueError(f"must be a text without spaces and control characters, not {prefix!r}")
+
+
+def check_socket_path(path: str) -> None:
+    """Check where a socket is to be, placeholders filled."""
+    if not os.path.isabs(path) or path.endswith("/") or "\0" in path:
+        raise ValueError(f"must be the full path of a socket (/run/freeim/node.sock), not {path!r}")
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise ValueError(f"must not be longer than {MAX_SOCKET_PATH} bytes, not {path!r}")
 
 
 def _plain(text: str) -> bool:

@@ -156,6 +156,7 @@ _CHECKS: Final[dict[str, Callable[[str], object]]] = {
     "public_url": checks.check_template,
     "path": checks.check_path,
     "prefix": checks.check_prefix,
+    "handover": checks.check_template,
 }
 
 

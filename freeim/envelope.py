@@ -22,6 +22,11 @@ FORCE_OFFLINE_HEAD: Final = "__FreeIM__(ForceOffline)"
 """Opens the payload that closes all connections of a client; the client id follows."""
 PROBE_HEAD: Final = "__FreeIM__(Probe)"
 """Opens what a node publishes to itself to see that its bus is alive; a number follows."""
+HANDOVER_HEAD: Final = "__FreeIM__(Handover)"
+"""Opens what is published when a node's name passes to another instance, whose epoch follows."""
+GONE_HEAD: Final = "__FreeIM__(Gone)"
+"""Opens what an instance that drains publishes: the epoch of the one that has the name now, and the ids of clients
+whose last connection has closed, with a space before each."""
 
 STREAM_HEAD: Final = "__FreeIM__(Stream)"
 """Opens what a node hears of a message in its stream: the id there, the running number and the payload follow."""

@@ -50,6 +50,10 @@ class NodeReplaced(FreeImError):
     """Another process took this node's name; this node has stopped serving."""
 
 
+class HandedOver(FreeImError):
+    """Another process serves in this node's place already."""
+
+
 class CloseCode(IntEnum):
     """The codes of the Close frames that a node sends (RFC 6455, section 7.4; 4000 and above are our own)."""
 

@@ -13,4 +13,6 @@ class Exit(IntEnum):
     CONFIG = 2
     REDIS = 3
     REPLACED = 4
+    HANDED_OVER = 5
+    """Of a worker alone: another process has taken its place, so it is not to be started again."""
     INTERRUPTED = 130

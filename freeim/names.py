@@ -113,6 +113,11 @@ class Names:
         """How far each client has come that the node has sent away while it stopped."""
         return f"{self.prefix}Away{node}"
 
+    @property
+    def gone(self) -> str:
+        """Clients whose last connection was to an instance that drains, and that have not come back yet."""
+        return f"{self.prefix}Gone"
+
     def group(self, group: str) -> str:
         """The lease of an event group, and the pub/sub channel of its marks."""
         return f"{self.prefix}Group{group}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from freeim.collector import pace_collector
 from freeim.config import Options
-from freeim.errors import ConfigError, NodeReplaced, RedisUnavailable
+from freeim.errors import ConfigError, HandedOver, NodeReplaced, RedisUnavailable
 from freeim.exits import Exit
 from freeim.lifeline import Lifeline, unpack
 from freeim.limits import raise_descriptor_limit
@@ -33,6 +33,7 @@ def serve(
     *,
     sources: Sources | None = None,
     lifeline: Lifeline | None = None,
+    restarted: bool = False,
 ) -> int:
     """Run one node and return the exit code of the process.
 
@@ -41,6 +42,7 @@ def serve(
         announce: Gets the banner as soon as the node serves.
         sources: Where the options are read again on SIGHUP, which is left alone where this is None.
         lifeline: Brings new options, and comes to its end when this node shall stop.
+        restarted: It is started in place of a worker that has served (see `freeim.Node`).
     """
     import uvloop  # compiled, as is the node: neither exists where only the helper runs
 
@@ -49,13 +51,17 @@ def serve(
     raise_descriptor_limit()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(Node, options, announce, sources, lifeline))
+            make_node = partial(Node, restarted=True) if restarted else Node
+            return runner.run(_serve(make_node, options, announce, sources, lifeline))
     except ConfigError as error:
         _log.error("%s", error)
         return Exit.CONFIG
     except RedisUnavailable as error:
         _log.error("%s", error)
         return Exit.REDIS
+    except HandedOver as error:
+        _log.info("%s", error)
+        return Exit.HANDED_OVER
     except NodeReplaced as error:
         _log.error("%s", error)
         return Exit.REPLACED
@@ -94,12 +100,15 @@ async def _serve(
     await _first(finished, told)
     reloading.cancel()
     stop = asyncio.ensure_future(node.stop())
-    await _bounded(stop, node.options.drain + STOP_SECONDS)
+    handed_over = finished.done() and finished.exception() is None
+    # Whoever is connecting while the node is handed over is served first.
+    arriving = node.options.handshake_timeout if handed_over else 0.0
+    await _bounded(stop, arriving + node.options.drain + STOP_SECONDS)
     stop.result()
     if finished.done():
         finished.result()
     finished.cancel()
-    return Exit.STOPPED
+    return Exit.HANDED_OVER if handed_over else Exit.STOPPED
 
 
 _Reloads = asyncio.Queue[Callable[[], Options | None]]

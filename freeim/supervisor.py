@@ -65,7 +65,7 @@ class _Worker:
         async with self._spawning:
             with _signals_blocked():
                 options = self.options
-                process = await start(options, os.environ)
+                process = await start(options, os.environ, restarted=self.banner is not None)
         self.process = process
         if self.options is not options:  # reloaded meanwhile
             self.tell(pack(self.options))
@@ -107,14 +107,26 @@ class _Group:
         _log.info("starting %d workers", len(self._workers))
         tending = [asyncio.ensure_future(self._tend(worker)) for worker in self._workers]
         told = asyncio.ensure_future(self._told.wait())
-        await asyncio.wait((told, *tending), return_when=asyncio.FIRST_COMPLETED)
+        code = await self._first_end(told, set(tending))
         self._told.set()
-        ended = [task for task in tending if task.done()]
         for task in (told, *tending):
             task.cancel()
         await asyncio.gather(told, *tending, return_exceptions=True)
         await self._stop()
-        return ended[0].result() if ended else Exit.STOPPED
+        return code
+
+    async def _first_end(self, told: asyncio.Task[bool], tending: set[asyncio.Task[int]]) -> int:
+        """Wait until the group is to end, and return its exit code: told to, by a worker, or handed over as a whole."""
+        while tending:
+            await asyncio.wait((told, *tending), return_when=asyncio.FIRST_COMPLETED)
+            codes = [task.result() for task in tending if task.done()]
+            tending = {task for task in tending if not task.done()}
+            bad = [code for code in codes if code != Exit.HANDED_OVER]
+            if bad:
+                return bad[0]
+            if told.done():
+                break
+        return Exit.STOPPED
 
     async def _tend(self, worker: _Worker) -> int:
         """Keep one worker running; return the exit code of one that ends the whole group."""
@@ -125,6 +137,9 @@ class _Group:
             # A mistake in the configuration, or Redis away at the very start, is for people to mend. Later on Redis
             # may come back, so the worker is started again.
             never_served = worker.banner is None
+            if code == Exit.HANDED_OVER:
+                _log.info("worker %d (%s) has been handed over", worker.index, worker.options.node)
+                return code
             if code == Exit.REPLACED or (never_served and code in (Exit.CONFIG, Exit.REDIS)):
                 return code
             pause = next_pause(pause, time.monotonic() - started)

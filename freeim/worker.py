@@ -25,17 +25,23 @@ _STDIN: Final = 0
 FOR_SUPERVISOR: Final = frozenset({signal.SIGINT, signal.SIGHUP})
 """Signals that a terminal sends to all, and that the supervisor alone answers."""
 
+_RESTARTED: Final = "--restarted"
 
-async def start(options: Options, environ: Mapping[str, str], **more: Any) -> asyncio.subprocess.Process:
+
+async def start(
+    options: Options, environ: Mapping[str, str], *, restarted: bool = False, **more: Any
+) -> asyncio.subprocess.Process:
     """Start a worker, in the process that is to watch over it.
 
     Args:
         options: The options of its one node.
         environ: Its environment; the search path is handed on beside it, as it is here.
+        restarted: It is started in place of one that has served.
         more: See `asyncio.create_subprocess_exec`.
     """
     # -P keeps the current folder from shadowing modules.
-    command = (sys.executable, "-P", "-m", "freeim.worker", options.node or options.bind)
+    command: tuple[str, ...] = (sys.executable, "-P", "-m", "freeim.worker", options.node or options.bind)
+    command += (_RESTARTED,) if restarted else ()
     process = await asyncio.create_subprocess_exec(
         *command,
         env={**environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -78,7 +84,7 @@ def main() -> int:
 
     from freeim.serve import serve
 
-    return serve(options, announce, lifeline=lifeline)
+    return serve(options, announce, lifeline=lifeline, restarted=_RESTARTED in sys.argv)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 -- Take connections out of a share: lower Online, end the membership with the last one, publish Offline for each.
 -- One script for a node that closes its own connections and for a node that buries a dead share.
 --
--- KEYS  1 Share+epoch  2 Online  3 ListChan  4 Shares  5 Alive+epoch
+-- KEYS  1 Share+epoch  2 Online  3 ListChan  4 Shares  5 Alive+epoch  6 Gone
 -- ARGV  1 prefix  2 channel of Offline events  3 epoch, to bury up to 100 of its share; or "" to close 4…
---       4… connection numbers
--- Returns how many connections were taken out; -1 from a burial whose node turned out to live.
+--       4… connection numbers, or "gone:<clientId>" for a client that drain.lua has taken out
+-- Returns how many of these were taken out; -1 from a burial whose node turned out to live.
 
 local prefix, epoch = ARGV[1], ARGV[3]
 
@@ -21,7 +21,16 @@ local function close(number)
   -- Ids stay text: a number in Lua is a double and loses the last digits of an int64.
   local at = value:find(' ', 1, true)
   local id, json = value:sub(1, at - 1), value:sub(at + 1)
-  local n = redis.call('HINCRBY', KEYS[2], id, -1)
+  local n
+  if number:sub(1, 5) == 'gone:' then
+    -- It has come back, and if it has gone again since, that is another's to say.
+    if prefix .. 'Share' .. (redis.call('HGET', KEYS[6], id) or '') ~= KEYS[1] then return 1 end
+    redis.call('HDEL', KEYS[6], id)
+    if redis.call('HEXISTS', KEYS[2], id) == 1 then return 1 end
+    n = 0
+  else
+    n = redis.call('HINCRBY', KEYS[2], id, -1)
+  end
   if n <= 0 then
     n = 0
     redis.call('HDEL', KEYS[2], id)

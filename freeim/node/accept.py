@@ -60,6 +60,14 @@ def listen(host: str, port: int, backlog: int, send_buffer: int) -> socket.socke
     return sock
 
 
+def adopt(sock: socket.socket, backlog: int, send_buffer: int) -> socket.socket:
+    """Set on a listening socket that another process has made what `listen` would have set."""
+    if send_buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    sock.listen(backlog)
+    return sock
+
+
 class Acceptor:
     """Accepts as many connections as there are descriptors; the others wait in the kernel's queue.
 
@@ -127,6 +135,10 @@ class Acceptor:
         if self._retry is not None:
             self._retry.cancel()
         self._pause()
+
+    async def settled(self) -> None:
+        """Wait until what was accepted has become handshakes; with TLS that takes a moment."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def close(self) -> None:
         """Accept no more, and close what is still open."""

@@ -30,20 +30,30 @@ class Admin:
     """
 
     def __init__(self, sock: socket.socket, metrics: Callable[[str], tuple[bytes, str]]) -> None:
-        self._sock = sock
+        self.sock = sock
         self._metrics = metrics
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Begin to answer."""
-        self._server = await asyncio.start_server(self._connected, sock=self._sock, limit=MAX_HEAD)
+        self._server = await asyncio.start_server(self._connected, sock=self.sock, limit=MAX_HEAD)
+
+    def retire(self) -> None:
+        """Accept no more; another process does, on the same socket. Who has come is answered."""
+        if self._server is not None:
+            self._server.close()
+        self.sock.close()
+
+    async def settled(self) -> None:
+        """Wait until everybody who has come has got an answer."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def close(self) -> None:
         """Stop answering, and cut who is still connected."""
         if self._server is not None:
             self._server.close()
-        self._sock.close()
+        self.sock.close()
         for task in self._tasks:
             task.cancel()
 

@@ -13,7 +13,7 @@ import hiredis
 
 from freeim._core import Client, Message, Router
 from freeim.config import Options
-from freeim.envelope import PROBE_HEAD
+from freeim.envelope import GONE_HEAD, HANDOVER_HEAD, PROBE_HEAD
 from freeim.names import Names
 from freeim.node.connections import Connections
 from freeim.node.decode import BadPayload, decode_tolerantly
@@ -23,6 +23,8 @@ from freeim.node.sparse_log import SparseLog
 log = logging.getLogger("freeim")
 
 _PROBE: Final = PROBE_HEAD.encode()
+_HANDOVER: Final = HANDOVER_HEAD.encode()
+_GONE: Final = GONE_HEAD.encode()
 
 REREADS_PER_CHUNK: Final = 500
 """Clients of one chunk of a full re-read: Redis answers others in between."""
@@ -42,6 +44,8 @@ class Bus:
         session: The node's connections to Redis.
         connections: The node's connections to terminals.
         on_forgotten: Called when Redis says that it dropped all keys.
+        on_handover: Gets the epoch to which the node's name has passed at this place in the stream.
+        on_gone: Gets the epoch that has the name, and the clients whose last connection has closed at the other one.
         barrier: See `Router`.
     """
 
@@ -54,6 +58,8 @@ class Bus:
         on_receipt: Callable[[Message, bytes, bool], None],
         on_forgotten: Callable[[], None],
         *,
+        on_handover: Callable[[str], None],
+        on_gone: Callable[[str, list[str]], None],
         barrier: bool = True,
     ) -> None:
         self.router = Router(
@@ -75,6 +81,8 @@ class Bus:
         self._session = session
         self._connections = connections
         self._on_forgotten = on_forgotten
+        self._on_handover = on_handover
+        self._on_gone = on_gone
         self._client_key = names.client("").encode()
         self._chan_key = names.chan("").encode()
         self._unread: list[Client] = []
@@ -104,6 +112,9 @@ class Bus:
             if payload.startswith(_PROBE):
                 self._session.probe_seen(payload.removeprefix(_PROBE))
                 return None
+            if payload.startswith((_HANDOVER, _GONE)):
+                self._take_notice(payload)
+                return None
             try:
                 message = decode_tolerantly(payload, self._options.ids)
             except BadPayload as error:
@@ -113,6 +124,20 @@ class Bus:
             return self.router.route(message)
         self._batch.append(message)
         return None
+
+    def _take_notice(self, payload: bytes) -> None:
+        """What instances of one name tell each other."""
+        text = payload.decode(errors="replace")
+        if payload.startswith(_HANDOVER):
+            self._on_handover(text.removeprefix(HANDOVER_HEAD))
+        else:
+            epoch, *clients = text.removeprefix(GONE_HEAD).split(" ")
+            self._on_gone(epoch, clients)
+
+    @property
+    def unrouted(self) -> int:
+        """Messages that have come, and are to be routed yet: those that wait for the members of their channels."""
+        return len(self._batch) + sum(len(batch.messages) for batch in self._batches)
 
     def on_invalidate(self, keys: list[bytes] | None) -> None:
         """Redis says that keys have changed."""

@@ -49,7 +49,7 @@ class Clockwork:
 
     @property
     def patient_now(self) -> float:
-        """The time for what peers must do in time. While we stood still nobody could be heard: that is not their delay."""
+        """The time by which peers are measured. While we stood still nobody could be heard: that is not their delay."""
         return self._loop.time() - self._stood_still
 
     def start(self) -> None:

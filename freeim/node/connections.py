@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal
 
 from freeim._core import Client, Connection, Fanout, Router
@@ -58,6 +58,8 @@ class Connections:
         self.living: dict[int, Connection] = {}
         """Number to connection: all that Redis has counted, and whose socket is open or that are away."""
         self.draining = False
+        self.handed_over = False
+        """Another process accepts connections; those that were accepted here are served until they are sent away."""
         self._stopped = False
         self.accepted = 0
         """Sockets that are open, WebSocket or not."""
@@ -70,6 +72,8 @@ class Connections:
         """Connections that were too slow, by whose limit they passed."""
         self.on_closed: Any = None
         """Called after each socket that is gone."""
+        self.on_changed: Callable[[Client], None] | None = None
+        """Called where a client got or lost a connection, while another instance of this name wants to know."""
         self._names = names
         self._session = session
         self._presence = presence
@@ -242,9 +246,11 @@ class Connections:
         handshake.connection = connection
         self._attached += 1
         # At the same moment on both connections: the reader gets the membership, the writer counts and publishes.
-        self.router.attach(client_id, connection)
+        client = self.router.attach(client_id, connection)
         if handshake.resume is not None:
             self.resume.opens(connection, handshake.resume)
+        if self.on_changed is not None:
+            self.on_changed(client)
         self._send_open(connection, handshake.token)
 
     def _send_open(self, connection: Connection, token: str) -> None:
@@ -396,6 +402,8 @@ class Connections:
         if connection.begin_close(frame or close_frame(code, reason), code):
             self.router.retire(connection)
             self.resume.closes(connection, by, code)
+            if self.on_changed is not None:
+                self.on_changed(connection.client)
             if isinstance(connection.owner, Terminal):
                 self._close_begins(connection.owner, by, code)
 
@@ -438,6 +446,8 @@ class Connections:
         self.resume.ended(connection)
         self.living.pop(connection.number, None)
         self.router.detach(connection)
+        if self.on_changed is not None:
+            self.on_changed(connection.client)
         self._presence.close(connection.number)
 
     def _socket_gone(self, holder: Handshake | Terminal) -> None:
@@ -493,24 +503,46 @@ class Connections:
 
     # ---- the end
 
-    async def drain(self) -> None:
-        """Close every connection with 1012, spread over the drain time, and wait until they are gone or cut."""
-        self.draining = self.resume.stopping = True
+    async def drain(self, settled: Callable[[], Awaitable[None]]) -> None:
+        """Close every connection with 1012, spread over the drain time, and wait until they are gone or cut.
+
+        Args:
+            settled: Waits for those that were accepted and are no handshakes yet.
+        """
+        self.resume.stopping = True
+        self.draining = not self.handed_over
+        await self._send_away(self.options.drain)
+        if self.handed_over:  # who was accepted is served
+            await settled()
+            for _ in range(int(self.options.handshake_timeout / TICK) + 2):
+                if not self._handshakes:
+                    break
+                await asyncio.sleep(TICK)
+            await self._send_away(0.0)
+        await self._wait_until_empty(self.options.close_timeout + 2 * TICK)
+
+    async def _send_away(self, seconds: float) -> None:
         connections = list(self.living.values())
-        pause = self.options.drain / len(connections) * CLOSES_PER_TURN if connections else 0.0
+        pause = seconds / len(connections) * CLOSES_PER_TURN if connections else 0.0
         batch = CLOSES_PER_TURN
         if pause > TICK:  # few connections: smaller steps, the same time in all
             batch = max(1, int(batch * TICK / pause))
-            pause = self.options.drain * batch / len(connections)
+            pause = seconds * batch / len(connections)
         for start in range(0, len(connections), batch):
             for connection in connections[start : start + batch]:
                 if not self.resume.end(connection):
                     self.close(connection, CloseCode.SERVICE_RESTART, "service restart")
-            await asyncio.sleep(pause)
+            if self.handed_over:
+                await self._wait_until_empty(pause)  # terminals also leave by themselves, and nobody comes
+            else:
+                await asyncio.sleep(pause)
+
+    async def _wait_until_empty(self, seconds: float) -> None:
+        """Wait until there is no connection any more, for so long at most."""
         if self.living:
             self._emptied.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.options.close_timeout + 2 * TICK):
+                async with asyncio.timeout(seconds):
                     await self._emptied.wait()
 
 

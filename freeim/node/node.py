@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from importlib.metadata import version
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import hiredis
 
@@ -24,7 +24,7 @@ from freeim.embedded.join import EmbeddedRedis, join_in_thread
 from freeim.envelope import direct, direct_tail, receipt_text
 from freeim.errors import ConfigError, NodeReplaced
 from freeim.names import Names, connect_url, default_prefix, owners, parse_client_id
-from freeim.node.accept import Acceptor, listen
+from freeim.node.accept import Acceptor, adopt, listen
 from freeim.node.admin import Admin
 from freeim.node.burial import Burier
 from freeim.node.bus import Bus
@@ -32,7 +32,7 @@ from freeim.node.connections import Connections
 from freeim.node.handshake import Handshake
 from freeim.node.link import LinkLost
 from freeim.node.master_watch import MasterWatch
-from freeim.node.presence import Presence, refuses_writes
+from freeim.node.presence import Presence, Stance, refuses_writes
 from freeim.node.redis_watch import RedisWatch
 from freeim.node.sentinel import ask_sentinels
 from freeim.node.session import Session
@@ -40,6 +40,10 @@ from freeim.node.stream import Stream
 from freeim.node.tls_gate import TlsGate
 from freeim.option_files import change_to, changed_files, read_files
 from freeim.redis_url import RedisAddress, parse_redis_url
+
+if TYPE_CHECKING:
+    from freeim.node.handover import Handover
+    from freeim.node.successor import Estate
 
 log = logging.getLogger("freeim")
 
@@ -60,18 +64,22 @@ class Node:
 
     Args:
         options: The options of one node (of several workers: `Options.for_worker`).
+        restarted: Only for a supervisor: it is started in place of one that has served. Where another process serves at
+            the socket of ``handover`` by then, that one has taken its place, and this one is not needed.
         barrier: Only for tests: False lets messages overtake the re-reading of memberships.
     """
 
-    def __init__(self, options: Options | None = None, *, barrier: bool = True) -> None:
+    def __init__(self, options: Options | None = None, *, restarted: bool = False, barrier: bool = True) -> None:
         self.options = options if options is not None else Options()
         self._given = self.options
         """As they were given: in `options` all that was left open is filled in."""
         self.reloads = Counter({"ok": 0, "error": 0})
         """How often options were read again, by result."""
+        self._restarted = restarted
         self._barrier = barrier
         self._sock: socket.socket | None = None
         self._admin: Admin | None = None
+        self._handover: Handover | None = None
         self._embedded: EmbeddedRedis | None = None
         self._end: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,9 +102,14 @@ class Node:
         self.options = self.options.for_embedded()
         self._files = read_files(self.options)
         self._redis_url = self._files.redis_url
-        host, port = self.options.address
-        self._sock = listen(host, port, self.options.backlog, self.options.send_buffer)
+        if self.options.handover is not None:
+            from freeim.node.handover import Handover
+
+            self._handover = Handover(self.options.for_worker())
         try:
+            if self._handover is not None:
+                await self._handover.ask(needed=not self._restarted)
+            self._sock = self._listen()
             self._listen_for_admin()
             # With port 0 the name becomes known only now.
             self.options = options = self.options.for_worker(0, port=self._sock.getsockname()[1])
@@ -105,7 +118,8 @@ class Node:
             self._session = Session(self._locate_redis, names.server(options.node), self)
             if self._redis_url is not None:
                 self._session.place = parse_redis_url(self._redis_url).place
-            self._presence = Presence(self._session, names, options)
+            epoch = None if self._handover is None else self._handover.epoch
+            self._presence = Presence(self._session, names, options, epoch)
             self._connections = Connections(options, names, self._session, self._presence)
             self._bus = Bus(
                 options,
@@ -114,8 +128,12 @@ class Node:
                 self._connections,
                 self._send_receipt,
                 self._on_forgotten,
+                on_handover=self._on_handover,
+                on_gone=self._on_gone,
                 barrier=self._barrier,
             )
+            if self._handover is not None:
+                self._handover.join(self._bus, self._presence, self._session, self._connections)
             # What the session asks of a node, straight from the bus: it is asked for each message.
             self.on_message = self._bus.on_message
             self._stream: Stream | None = None
@@ -138,17 +156,31 @@ class Node:
             await self._session.start(self._take)
             if self._admin is not None:
                 await self._admin.start()
+            if self._handover is not None:
+                self._handover.check()
         except BaseException:
-            self._sock.close()
-            self._sock = None
+            if self._sock is not None:
+                self._sock.close()
+                self._sock = None
             if self._admin is not None:
                 self._admin.close()
+            if self._handover is not None:
+                self._handover.close()
             self._leave_embedded()
             raise
         self._connections.start()
         self._acceptor.start()
         if self._stream is not None:
             self._stream.begin()
+        if self._handover is not None:
+            self._handover.serving(self._estate(), self._hand_over)
+
+    def _listen(self) -> socket.socket:
+        options = self.options
+        sock = None if self._handover is None else self._handover.sock
+        if sock is not None:
+            return adopt(sock, options.backlog, options.send_buffer)
+        return listen(*options.address, options.backlog, options.send_buffer)
 
     def _listen_for_admin(self) -> None:
         address = self.options.admin_address
@@ -156,8 +188,9 @@ class Node:
             return
         from freeim.node.metrics import Metrics  # it brings much along that nobody else needs
 
+        sock = None if self._handover is None else self._handover.admin_socket(address)
         try:
-            sock = listen(*address, ADMIN_BACKLOG, 0)
+            sock = sock or listen(*address, ADMIN_BACKLOG, 0)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {self.options.admin_bind} for the metrics: {error.strerror or error}; "
@@ -169,9 +202,13 @@ class Node:
 
     async def _take(self) -> None:
         await self._master_watch.connected()
-        await self._burier.begin(await self._presence.take())
         self._bus.router.set_tracking(self._session.tracking)
-        self._bus.router.open = True
+        dead = None if self._handover is None else await self._handover.take()
+        if dead is None:
+            dead = await self._presence.take()
+            self._bus.router.open = True
+            await self._presence.look_for_gone()  # of one that drains, since the name was taken
+        await self._burier.begin(dead)
         await self._redis_watch.connected()
         if self._stream is not None:
             await self._stream.start()
@@ -188,7 +225,7 @@ class Node:
         try:
             if self._stream is not None:
                 self._stream.leave()
-            await self._connections.drain()
+            await self._connections.drain(self._acceptor.settled)
             self._acceptor.stop()
             sock.close()
             await self._connections.stop()
@@ -197,10 +234,18 @@ class Node:
                     async with asyncio.timeout(RELEASE_TIMEOUT):
                         if self._stream is not None:
                             await self._stream.release()
+                        await self._presence.give_up_all()
                         await self._presence.release()
+            if self.handed_over:
+                assert self._handover is not None
+                if self._admin is not None:
+                    await self._admin.settled()
+                await self._handover.finish()
         finally:  # also where the stop is cancelled
             self._acceptor.close()
             sock.close()
+            if self._handover is not None:
+                self._handover.close()
             if self._admin is not None:
                 self._admin.close()
             if self._stream is not None:
@@ -268,7 +313,7 @@ class Node:
             self._embedded = None
 
     async def finished(self) -> None:
-        """Wait until the node ends by itself.
+        """Wait until the node ends by itself: it was handed over (see `handed_over`), and `stop` is still to be called.
 
         Raises:
             NodeReplaced: Another process took its name; `stop` is still to be called.
@@ -284,6 +329,50 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+    # ---- a hand-over
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether a successor serves in this node's place; see the option ``handover``."""
+        return self._connections.handed_over
+
+    def _estate(self) -> Estate:
+        from freeim.node.successor import Estate
+
+        assert self._sock is not None
+        options = self.options
+        return Estate(
+            epoch=self._presence.epoch,
+            node=self.name,
+            bind=options.bind,
+            prefix=self._names.prefix,
+            path=options.path,
+            ids=options.ids,
+            nodes=self.nodes,
+            sock=self._sock,
+            admin=None if self._admin is None else (self._admin.sock, options.admin_bind),
+            router=self._bus.router,
+        )
+
+    def _hand_over(self) -> None:
+        """A successor serves: accept nobody any more. Whoever waits in `finished` is to call `stop`."""
+        assert self._end is not None
+        self._acceptor.stop()
+        if self._sock is not None:
+            self._sock.close()
+        if self._admin is not None:
+            self._admin.retire()
+        if not self._end.done():
+            self._end.set_result(None)
+
+    def _on_handover(self, epoch: str) -> None:
+        if self._handover is not None:
+            self._handover.passed(epoch)
+
+    def _on_gone(self, epoch: str, clients: list[str]) -> None:
+        if epoch == self._presence.epoch:
+            self._presence.await_return(clients)
 
     # ---- what it is
 
@@ -360,6 +449,8 @@ class Node:
                     raise LinkLost("the lease ran out while connections were put back")
             if compared == self._forgotten:
                 self._bus.reread_all(self._session.tracking)
+                if self._handover is not None:
+                    self._handover.recovered()
                 self._connections.retry_fenced()
                 await self._redis_watch.connected()
         if self._stream is not None:
@@ -399,6 +490,8 @@ class Node:
                 log.error("Redis refuses to write (%s): messages go on, but nobody can connect", error)
             session.refused = str(error)
             return True
+        if self._presence.stance == Stance.BACK:
+            self._bus.router.unmute_receipts(self._bus.unrouted)
         if session.refused:
             session.refused = ""
             log.info("Redis writes again")

@@ -12,7 +12,8 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
 from functools import partial
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ import hiredis
 from freeim._core import Connection
 from freeim.bus_mode import bus_text
 from freeim.config import Options
-from freeim.envelope import PROBE_HEAD
+from freeim.envelope import GONE_HEAD, HANDOVER_HEAD, PROBE_HEAD
 from freeim.errors import ConfigError, NodeReplaced
 from freeim.names import Names
 from freeim.node.link import LinkLost
@@ -53,6 +54,25 @@ OPENS_PER_TURN: Final = 500
 OPENS_PER_BEAT: Final = 100
 """Connections that are put back before the lease is renewed: with a thousand channels each, a second."""
 
+GRACE_SECONDS: Final = 10.0
+"""How long a client whose connection ended with an instance that drains has to come back until it counts as offline."""
+
+GONE: Final = "gone:"
+"""The beginning of a share's fields for such clients; the client id follows. All others are connection numbers."""
+
+_HEIR_SECONDS: Final = 0.1
+_HEIR_LOOKS: Final = 20
+"""How often it is looked whether another instance is dead, and the pause between two looks."""
+
+
+class Stance(StrEnum):
+    """What an instance is to another one of the same name; see lua/beat.lua."""
+
+    ALONE = ""
+    OFFERED = "offered"
+    BACK = "back"
+    DRAINS = "drains"
+
 
 class Presence:
     """Takes the node's name, and opens and closes connections in Redis.
@@ -61,16 +81,20 @@ class Presence:
         session: Where commands go.
         names: The deployment's keys.
         options: The node's options, with its name.
+        epoch: This instance; a new one where it is left out.
     """
 
-    def __init__(self, session: Session, names: Names, options: Options) -> None:
-        self.epoch = secrets.token_hex(16)
+    def __init__(self, session: Session, names: Names, options: Options, epoch: str | None = None) -> None:
+        self.epoch = epoch or secrets.token_hex(16)
         self.nodes: tuple[str, ...] = ()
+        self.stance = Stance.ALONE
+        self.heir = ""
+        """The epoch of the other instance of this name, where the name was offered to one."""
         self._session = session
         self._names = names
         self._options = options
         self._name = options.node or ""
-        self._beats = 0
+        self._beats = secrets.randbits(48)  # another instance of this name sends probes on the same channel
         self._closes: list[int] = []
         self.complete = True
         """Whether the last comparison put everything back."""
@@ -80,8 +104,12 @@ class Presence:
 
     # ---- the name
 
-    async def take(self) -> list[str]:
+    async def take(self, predecessor: str = "") -> list[str]:
         """Take the node's name, and register it and the list of nodes.
+
+        Args:
+            predecessor: The epoch of the living instance that hands the name over. Both hear `handover_mark` on the
+                node's channel at the place in the stream where this happens.
 
         Returns:
             The epochs of dead predecessors, which can be buried at once.
@@ -93,7 +121,15 @@ class Presence:
         names, options = self._names, self._options
         reply = await self._session.run_and_wait(
             load_script("take"),
-            [names.lease(self._name), names.alive(self.epoch), names.shares, names.nodes, names.urls, names.bus],
+            [
+                names.lease(self._name),
+                names.alive(self.epoch),
+                names.shares,
+                names.nodes,
+                names.urls,
+                names.bus,
+                *([names.alive(predecessor)] if predecessor else []),
+            ],
             names.prefix,
             self._name,
             self.epoch,
@@ -104,12 +140,20 @@ class Presence:
             options.public_url or "",
             1,  # this process has subscribed to the channel already
             bus_text(options.kept_messages),
+            predecessor,
+            handover_mark(self.epoch),
         )
         outcome, detail, *dead = (part.decode() for part in reply)
         if outcome == "TAKEN":
             raise ConfigError(
                 f"a living process already is the node {self._name!r} (epoch {detail}); stop it, give this one another "
                 "name with --node, or take its place with --takeover"
+            )
+        if outcome == "GONE":
+            raise ConfigError(
+                f"the process that hands the node {self._name!r} over is not known to this Redis; start the new one "
+                "with the same --redis-url",
+                "redis_url",
             )
         if outcome == "LIST":
             mine = options.nodes or (self._name,)
@@ -134,7 +178,7 @@ class Presence:
         while True:
             taken = await self._session.run_and_wait(
                 load_script("close"),
-                [names.share(epoch), names.online, names.list_chan, names.shares, names.alive(epoch)],
+                self._close_keys(epoch),
                 names.prefix,
                 names.event_offline,
                 epoch,
@@ -146,6 +190,20 @@ class Presence:
             log.info("took out %d connections that a dead node left behind", total)
         return total
 
+    async def declare_dead(self, other: str) -> bool:
+        """Count the other instance of this name as dead at once, where it is; return whether it is.
+
+        Raises:
+            hiredis.HiredisError, OSError: Redis failed.
+        """
+        names = self._names
+        for _ in range(_HEIR_LOOKS):  # Redis may notice its end a moment later than we did
+            channel = names.server(self._name)
+            if await self._session.run_and_wait(load_script("dead"), [names.alive(other)], channel, 1):
+                return True
+            await asyncio.sleep(_HEIR_SECONDS)
+        return False
+
     async def beat(self) -> bool:
         """Renew the lease and send a probe; True where the life had ended and everything must be compared.
 
@@ -153,9 +211,12 @@ class Presence:
             NodeReplaced: Another process owns the name now.
             hiredis.HiredisError, OSError: Redis failed.
         """
+        stance = self.stance
         self._beats += 1
         self._session.probe_sent(self._beats)
         reply = await self._session.run_and_wait(load_script("beat"), *self._beat_arguments())
+        if reply == b"REPLACED" and stance != self.stance:
+            return await self.beat()  # the name was offered to another instance meanwhile, which was quick
         if reply == b"REPLACED":
             raise NodeReplaced(f"another process took the name {self._name!r} over")
         return bool(reply == b"REVIVED")
@@ -171,6 +232,7 @@ class Presence:
                 names.nodes,
                 names.urls,
                 names.bus,
+                *([names.alive(self.heir)] if self.heir else []),
             ],
             self._name,
             self.epoch,
@@ -179,6 +241,8 @@ class Presence:
             json.dumps({"v": 1, "by": "mod", "nodes": self.nodes, "prev": None}, separators=(",", ":")),
             self._options.public_url or "",
             bus_text(self._options.kept_messages),
+            self.stance,
+            self.heir,
         )
 
     async def release(self) -> None:
@@ -207,6 +271,39 @@ class Presence:
         if self._session.up:
             self._send_closes()
 
+    def await_return(self, client_ids: Iterable[str]) -> None:
+        """Clients that were connected to the instance that drains have `GRACE_SECONDS` to come back."""
+        fields = [GONE + client_id for client_id in client_ids]
+        asyncio.get_running_loop().call_later(GRACE_SECONDS, self._give_up, fields)
+
+    def _give_up(self, fields: list[str]) -> None:
+        if self._session.up:  # else they are found, and get their time once more, by the comparison that follows
+            self._close(fields)
+
+    async def give_up_all(self) -> None:
+        """Wait no longer for anybody to come back: this instance ends.
+
+        Raises:
+            hiredis.HiredisError, OSError: Redis failed.
+        """
+        self._close((await self._read_share())[1])
+
+    async def look_for_gone(self) -> set[int]:
+        """Give those time to come back of whom this instance may not have heard; return the numbers in the share.
+
+        Raises:
+            hiredis.HiredisError, OSError: Redis failed.
+        """
+        numbers, gone = await self._read_share()
+        if gone:
+            self.await_return(field.removeprefix(GONE) for field in gone)
+        return numbers
+
+    async def _read_share(self) -> tuple[set[int], list[str]]:
+        fields = [field.decode() for field in await self._session.call("HKEYS", self._names.share(self.epoch))]
+        gone = [field for field in fields if field.startswith(GONE)]
+        return {int(field) for field in fields if not field.startswith(GONE)}, gone
+
     def forget(self, client_id: bytes) -> None:
         """Let Redis stop tracking a client that left: a key that was read while missing is tracked for good."""
         key = self._names.client("").encode() + client_id
@@ -217,17 +314,49 @@ class Presence:
         self._take_out(closes)
 
     def _take_out(self, numbers: list[int]) -> None:
+        if self.stance == Stance.DRAINS:
+            self._drain(numbers)
+        else:
+            self._close(numbers)
+
+    def _close(self, numbers: Sequence[int | str]) -> None:
         names = self._names
         for start in range(0, len(numbers), CLOSES_PER_SCRIPT):
             self._session.run(
                 self.warn,
                 load_script("close"),
-                [names.share(self.epoch), names.online, names.list_chan, names.shares, names.alive(self.epoch)],
+                self._close_keys(self.epoch),
                 names.prefix,
                 names.event_offline,
                 "",
                 *numbers[start : start + CLOSES_PER_SCRIPT],
             )
+
+    def _close_keys(self, epoch: str) -> list[str | bytes]:
+        names = self._names
+        return [names.share(epoch), names.online, names.list_chan, names.shares, names.alive(epoch), names.gone]
+
+    def _drain(self, numbers: list[int]) -> None:
+        names = self._names
+        for start in range(0, len(numbers), CLOSES_PER_SCRIPT):
+            some = numbers[start : start + CLOSES_PER_SCRIPT]
+            self._session.run(
+                partial(self._drained, some),
+                load_script("drain"),
+                [names.share(self.epoch), names.online, names.shares, names.lease(self._name), names.gone],
+                names.prefix,
+                self.epoch,
+                self.heir,
+                names.server(self._name),
+                GONE_HEAD,
+                *some,
+            )
+
+    def _drained(self, numbers: list[int], reply: Any) -> None:
+        if reply == -1:  # nobody has the name any more, so it is ours to say that they are gone
+            self._close(numbers)
+        else:
+            self.warn(reply)
 
     def _run_open(
         self, connection: Connection, token_keys: list[str], channels: Iterable[bytes], on_reply: Callable[[Any], None]
@@ -243,6 +372,7 @@ class Presence:
                 names.online,
                 names.client("").encode() + client_id,
                 names.list_chan,
+                names.gone,
                 *token_keys,
             ],
             names.prefix,
@@ -268,7 +398,7 @@ class Presence:
         # A Redis that has lost the scripts would have each opening sent twice, the second time behind our last PING.
         with contextlib.suppress(hiredis.ReplyError):
             await self._session.call("SCRIPT", "LOAD", load_script("open").text)
-        share = {int(number) for number in await self._session.call("HKEYS", self._names.share(self.epoch))}
+        share = await self.look_for_gone()
         # Closes that wait are sent too: the share was read before some of their openings.
         self._closes += [number for number in share if number not in living]
         self._send_closes()
@@ -321,6 +451,11 @@ class Presence:
     def tell_rest(self) -> None:
         """Log how many refusals had no line of their own since the last call; to be called now and then."""
         self._refused_log.tell_rest()
+
+
+def handover_mark(epoch: str) -> str:
+    """Return what is published on the node's channel when its name passes to an instance."""
+    return HANDOVER_HEAD + epoch
 
 
 def refuses_writes(error: hiredis.ReplyError) -> bool:

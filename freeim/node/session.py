@@ -224,10 +224,13 @@ class Session:
         self._probes[b"%d" % number] = boot_time()
 
     def probe_seen(self, number: bytes) -> None:
-        """The node has heard its own probe: the bus is alive."""
-        self._last_probe = now = boot_time()
+        """A probe was heard; where it is this node's own, the bus is alive.
+
+        Another instance of the same name sends probes on the same channel (see `freeim.node.handover`).
+        """
         sent = self._probes.pop(number, None)
         if sent is not None:
+            self._last_probe = now = boot_time()
             self.round_trip.observe(now - sent)
 
     def _count_error(self, error: Exception) -> None:

@@ -52,6 +52,7 @@ def test_the_defaults_are_those_that_are_promised() -> None:
         "ids": "int",
         "workers": 1,
         "drain": 0.0,
+        "handover": None,
         "takeover": False,
         "replace_nodes": False,
         "log_level": "info",

@@ -26,6 +26,7 @@ SAMPLES: dict[str, Any] = {
     "redis_url": "rediss://user:p%40ss@redis.example.com:6380/3",
     "redis_password_file": "/run/secrets/redis",
     "prefix": "{tag}im",
+    "handover": "/run/freeim/{port}.sock",
     "path": "/im/ws",
 }
 

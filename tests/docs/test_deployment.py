@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ DEPLOYMENT = Page("docs/deployment.md")
 BLOCKS = [block for page in (README, DEPLOYMENT) for block in page.written_in("sh") if "freeim-server --" in block.text]
 
 
-def commands(block: Block, redis_url: str, certificates: Certificates) -> list[list[str]]:
+def commands(block: Block, redis_url: str, certificates: Certificates, folder: str) -> list[list[str]]:
     """Return the arguments of the block's commands, on free ports of this machine and with the files of the test."""
     found = []
     for line in block.lines:
@@ -32,6 +33,9 @@ def commands(block: Block, redis_url: str, certificates: Certificates) -> list[l
                 arguments[arguments.index(name) + 1] = value
             else:
                 arguments += [name, value]
+        if "--handover" in arguments:
+            path = arguments[arguments.index("--handover") + 1]
+            arguments[arguments.index("--handover") + 1] = path.replace("/run/freeim", str(folder))
         for name, file in (("--tls-cert", certificates.cert), ("--tls-key", certificates.key)):
             if name in arguments:
                 arguments[arguments.index(name) + 1] = str(file)
@@ -45,12 +49,13 @@ def test_each_command_starts_nodes_whose_public_urls_the_helper_hands_out(
 ) -> None:
     certificates = Certificates(tmp_path)
     with contextlib.ExitStack() as stack:
-        for arguments in commands(block, redis_server.url, certificates):
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="freeim-"))  # short enough for a socket
+        for arguments in commands(block, redis_server.url, certificates, folder):
             stack.enter_context(Server(*arguments)).banner()
         with ImHelper(redis_server.url) as helper:
             urls = {helper.prev_connect_server(client).partition("?")[0] for client in range(1, 9)}
             assert helper.send_broadcast_message("x").silent == ()
-    options = [load(arguments, {})[0] for arguments in commands(block, redis_server.url, certificates)]
+    options = [load(arguments, {})[0] for arguments in commands(block, redis_server.url, certificates, folder)]
     workers = [each.for_worker(index) for each in options for index in range(each.workers)]
     if any(each.public_url for each in workers):
         assert urls == {f"{each.public_url}{each.path}" for each in workers}

@@ -86,12 +86,20 @@ def test_each_file_of_options_is_read_by_the_command(block: Block, tmp_path: Pat
     options_of(["--config", str(file)])
 
 
-def test_the_unit_of_systemd_starts_the_command_with_the_file_that_the_page_shows() -> None:
-    [block] = DEPLOYMENT.written_in("ini")
-    unit = configparser.ConfigParser()
-    unit.read_string(block.text)
-    assert unit["Service"]["ExecStart"] == "/opt/freeim/bin/freeim-server --config /etc/freeim/node.toml"
+def test_the_units_of_systemd_start_the_command_with_the_file_that_the_page_shows(tmp_path: Path) -> None:
+    start = "/opt/freeim/bin/freeim-server --config /etc/freeim/node.toml"
+    commands = []
+    for block in DEPLOYMENT.written_in("ini"):
+        unit = configparser.ConfigParser()
+        unit.read_string(block.text)
+        commands.append(unit["Service"]["ExecStart"])
+    assert commands[0] == start
     assert "`/etc/freeim/node.toml`" in DEPLOYMENT.prose
+    [file] = [block for block in DEPLOYMENT.written_in("toml") if "redis_password_file" in block.text]
+    (tmp_path / "node.toml").write_text(file.text, encoding="utf-8")
+    for command in commands:
+        options_of(shlex.split(command.replace("/etc/freeim/node.toml", str(tmp_path / "node.toml")))[1:])
+    assert commands[1].startswith(f"{start} --handover ")
 
 
 @pytest.mark.parametrize("block", [*blocks_in("nginx"), *blocks_in("caddyfile")], ids=str)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +16,7 @@ from freeim._core import Connection
 from freeim.config import Options
 from freeim.errors import ConfigError, NodeReplaced
 from freeim.node.link import LinkLost
-from freeim.node.presence import FENCED, USED, Presence
+from freeim.node.presence import FENCED, GONE, USED, Presence, Stance
 from freeim.node.session import Session
 from freeim.scripts import Script
 
@@ -50,6 +50,8 @@ class Conn:
     opening: bool = True
     counted: bool = False
     """Whether its Online is the last event that was published for it."""
+    handed_over: bool = False
+    """It was taken out without an event: whether its client is offline is for another instance to say."""
 
 
 class Pipe:
@@ -109,9 +111,10 @@ class Instance:
         desk: What it stands on.
         name: The node's name.
         takeover: Whether it takes the name of a living one.
+        predecessor: The instance that hands its name over, as the one before and after `Successor` does.
     """
 
-    def __init__(self, desk: Desk, name: str, takeover: bool) -> None:
+    def __init__(self, desk: Desk, name: str, takeover: bool = False, predecessor: Instance | None = None) -> None:
         self.name = name
         self.desk = desk
         self.pipe = Pipe()
@@ -130,6 +133,16 @@ class Instance:
         self._clients: dict[str, Client] = {}
         self._fenced: list[Conn] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self.predecessor = predecessor
+        self.successor: Instance | None = None
+        self.serves = False
+        self.awaited: list[str] = []
+        """Clients that have some time to come back."""
+        vars(self.presence)["await_return"] = self.await_return
+        if predecessor is not None:
+            predecessor.successor = self
+            predecessor.presence.heir = self.epoch
+            predecessor.presence.stance = Stance.OFFERED
         desk.subscribe(self)
         self.begin(self._start())
 
@@ -153,10 +166,24 @@ class Instance:
             self.kill()
 
     async def _start(self) -> None:
-        dead = await self.presence.take()
+        predecessor = self.predecessor
+        dead = await self.presence.take(predecessor.epoch if predecessor is not None else "")
         self.pipe.up = self.pipe.connected
+        if predecessor is None:
+            await self.presence.look_for_gone()
+        self.serves = True
+        if predecessor is not None:
+            predecessor.presence.stance = Stance.DRAINS
         for epoch in dead:  # while it serves: there may be much of it
             self.begin(self.bury(epoch))
+
+    def await_return(self, clients: Iterable[str]) -> None:
+        self.awaited += clients
+
+    def give_up(self) -> None:
+        """The time of those who were to come back is over."""
+        clients, self.awaited = self.awaited, []
+        self.presence._give_up([GONE + client for client in clients])
 
     async def beat(self) -> None:
         losses = self.losses
@@ -188,7 +215,9 @@ class Instance:
 
     async def release(self) -> None:
         self.presence.flush()
+        await self.presence.give_up_all()
         await self.presence.release()
+        self.predecessor = self.successor = None  # who has said that it ends is not looked for
         self.kill()
 
     # ---- connections, as freeim/node/connections.py treats them
@@ -259,6 +288,20 @@ class Instance:
         for task in self._tasks:
             task.cancel()
         self.desk.unsubscribe(self)
+        if self.predecessor is not None and self.predecessor.successor is self:
+            if not self.serves:
+                self.predecessor.presence.stance = Stance.BACK
+            elif self.predecessor.here:
+                self.predecessor.begin(self.predecessor._count_as_dead(self.epoch))
+        if self.successor is not None and self.successor.here and self.successor.serves:
+            self.successor.begin(self.successor._bury_at_once(self.epoch))
+
+    async def _count_as_dead(self, epoch: str) -> None:
+        await self.presence.declare_dead(epoch)
+
+    async def _bury_at_once(self, epoch: str) -> None:
+        if await self.presence.declare_dead(epoch):
+            await self.presence.bury(epoch)
 
     @property
     def hears(self) -> bool:

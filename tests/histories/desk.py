@@ -37,6 +37,8 @@ class Desk:
         self.conns: dict[str, Conn] = {}
         self.instances: list[Instance] = []
         self.log: list[str] = []
+        self.said: dict[str, int] = {}
+        """How many connections each client had by its last event; without those whom Redis has forgotten since."""
         self._tokens = itertools.count(1)
         self._epochs = itertools.count(10)
         self._fences = itertools.count(1)
@@ -57,6 +59,7 @@ class Desk:
     def end(self) -> None:
         """End all processes, inside their loop."""
         for instance in self.instances:
+            instance.predecessor = instance.successor = None
             if instance.here:
                 instance.kill()
 
@@ -65,6 +68,7 @@ class Desk:
         self.instances.clear()
         self.conns.clear()
         self.log.clear()
+        self.said.clear()
         self._replayable.clear()
         self.model = Model()
         self._tokens = itertools.count(1)
@@ -133,6 +137,7 @@ class Desk:
         """Redis comes back empty."""
         self._wire("FLUSHALL")
         self.model.flush()
+        self.said.clear()
         for conn in self.conns.values():
             conn.counted = False
         for instance in self.instances:
@@ -148,7 +153,9 @@ class Desk:
         pipe.replies.append((callback, reply))
         script, keys, _ = command
         # A beat is never late: its process waits for the answer. An opening without a token is never sent again.
-        if script is not None and (script.name == "close" or (script.name == "open" and len(keys) > 5 and reply > 0)):
+        if script is None:
+            return
+        if script.name in ("close", "drain") or (script.name == "open" and len(keys) > 6 and reply > 0):
             self._replayable.append((instance, command))
 
     def replay(self, choose: Any) -> None:
@@ -162,7 +169,7 @@ class Desk:
         """Bury as an instance without connections would."""
         names = self.names
         keys: list[str | bytes] = [
-            *(names.share(epoch), names.online, names.list_chan, names.shares, names.alive(epoch)),
+            *(names.share(epoch), names.online, names.list_chan, names.shares, names.alive(epoch), names.gone),
         ]
         return int(self._execute(None, (load_script("close"), keys, (names.prefix, names.event_offline, epoch))))
 
@@ -173,6 +180,8 @@ class Desk:
         self.log.append(f"{instance.epoch if instance else 'nobody'}: {shown} {args[1:] if script else args}")
         self.model.events.clear()
         before = set(self.model.alive)
+        if buries:
+            self._before_burial = self._wire("HKEYS", keys[0])
         try:
             if script is None:
                 return self._wire(*args)
@@ -181,7 +190,7 @@ class Desk:
         except ServerError as error:
             return hiredis.ReplyError(str(error))
         events = self._drain()
-        expected = self._predict(instance, script.name, keys, args, events)
+        expected = self._predict(instance, script.name, keys, args)
         found = reply[0] if script.name == "take" else reply
         assert found == expected, f"{script.name} answered {found!r}, not {expected!r}"
         assert events == self.model.events, f"{script.name} published {events}, not {self.model.events}"
@@ -196,16 +205,15 @@ class Desk:
         script: str,
         keys: list[str | bytes],
         args: tuple[str | bytes | int, ...],
-        events: list[tuple[str, str]],
     ) -> Any:
         model = self.model
         if script == "close" and args[2] != "":
-            return self._predict_burial(str(args[2]), events)
+            return self._predict_burial(str(args[2]))
         assert instance is not None
         name, epoch = instance.name, instance.epoch
         texts = [each.decode() if isinstance(each, bytes) else str(each) for each in args]
         if script == "open":
-            token = str(keys[5]).removeprefix(self.names.token("")) if len(keys) > 5 else None
+            token = str(keys[6]).removeprefix(self.names.token("")) if len(keys) > 6 else None
             reply = model.open(epoch, texts[1], texts[2], texts[3], token, texts[5:])
             known = any(conn.client.id.decode() == texts[2] for conn in instance.living.values())
             if reply > 0 and instance.pipe.connected and not known:
@@ -213,26 +221,41 @@ class Desk:
             return reply
         if script == "close":
             return sum(model.close(epoch, number) for number in texts[3:])
+        if script == "drain":
+            return self._predict_drain(name, epoch, texts[2], texts[5:])
         if script == "beat":
-            return model.beat(name, epoch)
+            return model.beat(name, epoch, texts[6], texts[7])
+        subscribers = sum(other.name == name for other in self._subscribed)
+        if script == "dead":
+            return model.dead(str(keys[0]).removeprefix(self.names.alive("")), subscribers)
         if script == "release":
             return model.release(name, epoch)
         assert script == "take"
-        owner = model.lease.get(name)
-        subscribers = sum(other.name == name for other in self._subscribed)
-        return model.take(
-            name, epoch, owner in model.alive and subscribers > 1, bool(instance.presence._options.takeover)
-        )
+        owner_lives = model.lease.get(name) in model.alive and subscribers > 1
+        return model.take(name, epoch, owner_lives, bool(instance.presence._options.takeover), texts[9])
 
-    def _predict_burial(self, epoch: str, events: list[tuple[str, str]]) -> int:
-        """Which connections go first is left to chance, so the order is taken from the events."""
+    def _predict_drain(self, name: str, epoch: str, heir: str, numbers: list[str]) -> int:
+        """What is taken out without an event is not counted from then on; whoever has the name is told who is gone."""
+        before = set(self.model.share[epoch])
+        reply, heir, gone = self.model.drain(name, epoch, heir, numbers)
+        for number in before - set(self.model.share[epoch]):
+            conn = self.conns[f"{epoch}/{number}"]
+            conn.counted, conn.handed_over = False, True
+        for instance in self.instances:
+            if gone and instance.epoch == heir and instance.here and instance.serves and instance.pipe.connected:
+                instance.await_return(gone)
+        return reply
+
+    def _predict_burial(self, epoch: str) -> int:
+        """Which connections go first is Redis's affair."""
         model = self.model
         if epoch in model.alive:
             return -1
-        size = min(BURIED_AT_ONCE, len(model.share[epoch]))
-        for _, payload in events:
-            model.close(epoch, json.loads(payload)["Item2"].partition("/")[2])
-        assert len(events) == size
+        if not model.share[epoch]:
+            model.shares.pop(epoch, None)
+            return 0
+        first = [each.decode() for each in self._before_burial[:BURIED_AT_ONCE]]
+        size = sum(model.close(epoch, number) for number in first)
         if not model.share[epoch]:
             model.shares.pop(epoch, None)
         return size
@@ -254,10 +277,19 @@ class Desk:
     # ---- what is true
 
     def _check_event(self, kind: str, payload: str, alive: set[str]) -> None:
-        mark = json.loads(payload)["Item2"]
+        mark, connections = json.loads(payload)["Item2"], json.loads(payload)["Item3"]
         conn = self.conns[mark]
-        assert conn.counted == (kind == "Offline"), f"a second {kind} of {mark}"
-        conn.counted = kind == "Online"
+        client = conn.client.id.decode()
+        if kind == "Offline" and conn.handed_over:
+            # Said by the instance that has the name now, for the client and not for the connection.
+            assert connections == 0, f"{client} has come back"
+            assert not any(each.counted for each in self.conns.values() if each.client.id == conn.client.id)
+        else:
+            assert conn.counted == (kind == "Offline"), f"a second {kind} of {mark}"
+            conn.counted = kind == "Online"
+            conn.handed_over = False
+        assert connections or self.said.get(client) != 0, f"{client} was offline already"
+        self.said[client] = connections
         if kind == "Offline":
             assert not conn.socket or mark.partition("/")[0] not in alive, f"{mark} lives, and so does its node"
 
@@ -289,6 +321,7 @@ class Desk:
         for epoch, share in model.share.items():
             expected[names.share(epoch)] = {number: f"{who} {text}" for number, (who, text) in share.items()}
         expected[names.shares] = dict(model.shares)
+        expected[names.gone] = dict(model.gone)
         expected[names.online] = {client: str(count) for client, count in model.online.items() if count}
         counts = {channel: str(sum(pair[1] == channel for pair in model.members)) for _, channel in model.members}
         expected[names.list_chan] = counts

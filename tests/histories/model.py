@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 FENCED, USED, REPLAY = -2, -3, -1
+NOBODY = -1
+GONE = "gone:"
 
 Number = str
 Epoch = str
@@ -26,12 +28,19 @@ class Model:
     online: Counter[str] = field(default_factory=Counter)
     members: set[tuple[str, str]] = field(default_factory=set)  # (client, channel), as Chan has it
     index: set[tuple[str, str]] = field(default_factory=set)  # (client, channel), as Client has it
+    gone: dict[str, Epoch] = field(default_factory=dict)
     tokens: set[str] = field(default_factory=set)
     events: list[tuple[str, str]] = field(default_factory=list)
     """("Online" or "Offline", payload) of what the last step published."""
 
     def open(
-        self, epoch: Epoch, number: Number, client: str, token_json: str, token: str | None, channels: list[str]
+        self,
+        epoch: Epoch,
+        number: Number,
+        client: str,
+        token_json: str,
+        token: str | None,
+        channels: list[str],
     ) -> int:
         if epoch not in self.alive:
             return FENCED
@@ -43,6 +52,7 @@ class Model:
             self.tokens.remove(token)
         self.share[epoch][number] = client, token_json
         self.online[client] += 1
+        self.gone.pop(client, None)
         restored = {(client, channel) for channel in channels}
         self.members |= restored
         self.index = {pair for pair in self.index | restored if pair[0] != client or pair in self.members}
@@ -54,28 +64,64 @@ class Model:
         if found is None:
             return 0
         client, token_json = found
-        self.online[client] = max(self.online[client] - 1, 0)
+        if not number.startswith(GONE):
+            self.online[client] = max(self.online[client] - 1, 0)
+        elif self.gone.get(client) != epoch:
+            return 1
+        else:
+            del self.gone[client]
+            if self.online[client]:
+                return 1
         if not self.online[client]:
             self.members -= {pair for pair in self.index if pair[0] == client}
             self.index = {pair for pair in self.index if pair[0] != client}
         self.events.append(("Offline", event_text(token_json, self.online[client])))
         return 1
 
-    def beat(self, name: str, epoch: Epoch) -> bytes:
-        if self.lease.get(name, epoch) != epoch:
+    def drain(self, name: str, epoch: Epoch, heir: Epoch, numbers: list[Number]) -> tuple[int, Epoch, list[str]]:
+        """Return the reply, and which clients are now awaited by whom."""
+        heir = self.lease.get(name) or heir
+        if heir == epoch or heir not in self.shares:
+            return NOBODY, "", []
+        found = [self.share[epoch].pop(number) for number in numbers if number in self.share[epoch]]
+        gone = []
+        for client, token_json in found:
+            self.online[client] = max(self.online[client] - 1, 0)
+            if not self.online[client]:
+                self.share[heir][GONE + client] = client, token_json
+                self.gone[client] = heir
+                gone.append(client)
+        return len(found), heir, gone
+
+    def dead(self, epoch: Epoch, subscribers: int) -> int:
+        if subscribers > 1:
+            return 0
+        self.alive.discard(epoch)
+        return 1
+
+    def beat(self, name: str, epoch: Epoch, stance: str, other: Epoch) -> bytes:
+        owner = self.lease.get(name, epoch)
+        if stance == "back" and owner == other:
+            self.alive.discard(other)
+            owner = epoch
+        elif stance != "drains" and owner != epoch and not (stance == "offered" and owner == other):
             return b"REPLACED"
         revived = epoch not in self.alive
-        self.lease[name] = epoch
+        if owner == epoch and stance != "drains":
+            self.lease[name] = epoch
         self.alive.add(epoch)
         self.shares[epoch] = name
         return b"REVIVED" if revived else b"OK"
 
-    def take(self, name: str, epoch: Epoch, owner_lives: bool, takeover: bool) -> bytes:
+    def take(self, name: str, epoch: Epoch, owner_lives: bool, takeover: bool, predecessor: Epoch) -> bytes:
         owner = self.lease.get(name)
-        if owner is not None and owner_lives and not takeover:
-            return b"TAKEN"
-        if owner is not None and not owner_lives:
-            self.alive.discard(owner)
+        if predecessor and predecessor not in self.alive:
+            return b"GONE"
+        if owner is not None and owner != predecessor:
+            if owner_lives and not takeover:
+                return b"TAKEN"
+            if not owner_lives:
+                self.alive.discard(owner)
         self.lease[name] = epoch
         self.alive.add(epoch)
         self.shares[epoch] = name

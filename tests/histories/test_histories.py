@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freeim.node import presence
+from freeim.node.presence import Stance
 from tests.histories.actors import NODES, Conn, Instance
 from tests.histories.desk import Desk
 from tests.servers import RedisServer
@@ -53,6 +54,9 @@ class History:
             (5, self.beat),
             (4, self.reconnect),
             (3, self.start),
+            (4, self.hand_over),
+            (4, self.send_away),
+            (2, self.give_up),
             (2, self.cut),
             (2, self.expire),
             (3, self.bury),
@@ -97,6 +101,42 @@ class History:
             instance = Instance(self.desk, self.chance.choice(NODES), takeover=self.chance.random() < 0.3)
             self.log(f"{instance.epoch} starts as {instance.name}")
             self.desk.instances.append(instance)
+
+    def hand_over(self) -> None:
+        """A second process is started for the name of one that serves, which hands over to it."""
+        instance = self.pick(
+            lambda each: (
+                each.serves
+                and not each.draining
+                and not each.frozen
+                and each.presence.stance != Stance.DRAINS
+                and not (each.successor and each.successor.here)
+                and not (each.predecessor and each.predecessor.here)
+                and not each.awaited
+            )
+        )
+        if instance and self.desk.free:
+            successor = Instance(self.desk, instance.name, predecessor=instance)
+            self.log(f"{instance.epoch} hands {instance.name} over to {successor.epoch}")
+            self.desk.instances.append(successor)
+
+    def send_away(self) -> None:
+        """An instance that drains closes a connection, or ends where there is none left."""
+        instance = self.pick(lambda each: each.presence.stance == Stance.DRAINS and not each.frozen and not each.busy)
+        if instance and instance.conns:
+            conn = self.chance.choice(instance.conns)
+            conn.socket = False
+            self.log(f"{instance.epoch} sends {conn.number} away")
+            instance.gone(conn)
+        elif instance and instance.pipe.up:
+            self.log(f"{instance.epoch} has drained")
+            instance.begin(instance.release())
+
+    def give_up(self) -> None:
+        instance = self.pick(lambda each: each.awaited and not each.frozen)
+        if instance:
+            self.log(f"{instance.epoch} waits no longer for {instance.awaited}")
+            instance.give_up()
 
     def execute(self) -> None:
         instance = self.pick(lambda each: each.pipe.sent)
@@ -251,8 +291,14 @@ class History:
                     instance.begin(instance.beat() if instance.pipe.up else instance.recover())
             await self.settle()
         for instance in self.desk.instances:
+            if instance.here and instance.presence.stance == Stance.DRAINS:
+                instance.drain()
+        await self.settle()
+        for instance in self.desk.instances:
             if instance.here and instance.draining:
                 instance.begin(instance.release())
+            elif instance.here:
+                instance.give_up()
         await self.settle()
         living = [each for each in self.desk.instances if each.here]
         for epoch in sorted(set(self.desk.model.alive) - {each.epoch for each in living}):
@@ -273,6 +319,8 @@ class History:
         assert counted == {f"{each.epoch}/{number}" for each in living for number in each.living}, (
             "events tell who is here"
         )
+        online = {client for client, connections in self.desk.said.items() if connections}
+        assert online == set(expected) & set(self.desk.said), "by the last event of each client it is here or not"
         self.forget_the_absent()
         for pair, value in self.sure.items():
             assert (pair in model.members) == value, f"the membership {pair}"
@@ -284,6 +332,8 @@ def desk(session_redis_server: RedisServer) -> Iterator[Desk]:
     with pytest.MonkeyPatch.context() as patch:
         for limit in ("OPENS_PER_TURN", "OPENS_PER_BEAT"):  # so that much happens while connections are put back
             patch.setattr(presence, limit, 1)
+        patch.setattr(presence, "_HEIR_LOOKS", 1)
+        patch.setattr(presence, "_HEIR_SECONDS", 0)
         yield desk
     desk.close()
 

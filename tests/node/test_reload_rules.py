@@ -34,6 +34,7 @@ SAMPLES: dict[str, Any] = {
 }
 SAMPLES |= {"admin_bind": "off", "redis_url": "redis://other", "embedded": False, "prefix": "p", "path": "/other"}
 SAMPLES |= {"bus": "stream", "stream_length": 7, "stream_grace": 7.0}
+SAMPLES |= {"handover": "/run/freeim/{index}"}
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name not in RELOADABLE])

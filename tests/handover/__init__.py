@@ -1,0 +1,1 @@
+"""A node's place passes from one process to the next."""
