@@ -26,6 +26,8 @@ KILL_SECONDS = 15.0
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
 """A crashed worker starts again after a pause, which doubles from the first to the longest."""
+SIGNAL_SECONDS: Final = 0.5
+"""How much later than a worker this process may hear a signal that was sent to the whole group, on a busy machine."""
 STEADY_SECONDS: Final = 60.0
 """A worker that lived this long starts again with the first pause."""
 
@@ -142,6 +144,9 @@ class _Group:
                 return code
             if code == Exit.REPLACED or (never_served and code in (Exit.CONFIG, Exit.REDIS)):
                 return code
+            if code == Exit.STOPPED:
+                # Somebody has told it to stop; perhaps the whole group, and we shall hear it in a moment.
+                await asyncio.sleep(SIGNAL_SECONDS)
             pause = next_pause(pause, time.monotonic() - started)
             _log.error(
                 "worker %d (%s) %s; starting it again in %g s", worker.index, worker.options.node, _ended(code), pause

@@ -144,6 +144,7 @@ async def test_when_the_old_process_is_killed_while_it_drains_the_new_one_takes_
                 await first.next()  # sent away at once, and comes back
             await first.close()
             back = await place.connect(1)
+            await until(lambda: redis_server.hash(NAMES.online)["1"] == "1", "the end of the first connection", 5)
             old.tell(signal.SIGKILL)
             await until(lambda: len(events.offline) >= 10, "the others of the dead one", 10)
             await asyncio.sleep(GRACE + 0.5)

@@ -224,7 +224,7 @@ class Desk:
         if script == "drain":
             return self._predict_drain(name, epoch, texts[2], texts[5:])
         if script == "beat":
-            return model.beat(name, epoch, texts[6], texts[7])
+            return model.beat(name, epoch, texts[7], texts[8])
         subscribers = sum(other.name == name for other in self._subscribed)
         if script == "dead":
             return model.dead(str(keys[0]).removeprefix(self.names.alive("")), subscribers)
@@ -232,7 +232,7 @@ class Desk:
             return model.release(name, epoch)
         assert script == "take"
         owner_lives = model.lease.get(name) in model.alive and subscribers > 1
-        return model.take(name, epoch, owner_lives, bool(instance.presence._options.takeover), texts[9])
+        return model.take(name, epoch, owner_lives, bool(instance.presence._options.takeover), texts[10])
 
     def _predict_drain(self, name: str, epoch: str, heir: str, numbers: list[str]) -> int:
         """What is taken out without an event is not counted from then on; whoever has the name is told who is gone."""
