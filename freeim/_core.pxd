@@ -184,7 +184,19 @@ cdef class RespStream:
         object _on_invalidate         # (list of keys, or None for all)
         object _on_error              # (reply that is an error), before whoever waits for it
         double _slice                 # seconds
+        object _queue                 # deque of bytes that `_reader` has not been fed with: they are behind all else
+        object _kept                  # deque of items that dropping has left, before all of `_reader`'s; or None
+        Py_ssize_t _limit
+        object _on_dropped            # (number of messages)
+        bytes _vital
+        readonly Py_ssize_t queued    # bytes of memory of `_queue`
+        readonly bint read_ended      # the last `receive` has handed on all of a read at least
 
+    cdef _unqueue(self)
+    cdef _shed(self)
+    cdef _next(self, gets)
+    cdef bint _is_message(self, item) except -1
+    cdef bint _hand_on(self, item) except -1
     cdef bint _go_on(self) except -1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ Callback = Callable[[Any], None]
 """Gets the reply; an exception where Redis answered with an error or the connection was lost."""
 
 LARGE_READ: Final = 65_536
-"""Bytes of a read that has more behind it, as a rule: the event loop would read up to 32 times in one turn."""
+"""Bytes of a read that has more behind it, as a rule: the event loop reads up to 32 times in one turn."""
 
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds for a connection to Redis, its TLS handshake and its greeting included."""
@@ -30,15 +31,20 @@ class RedisLink(asyncio.Protocol):
     """One connection to Redis. Its commands of one turn of the loop leave in one write.
 
     What Redis sends is handled in slices of time, for it may be the answers to hundreds of handshakes in one read, or
-    messages to everybody: the loop looks at everything else in between.
+    messages to everybody: the loop looks at everything else in between. It is read in any case, and waits here for its
+    turn: Redis cuts a subscriber off that leaves too much waiting there.
 
     Args:
         on_message: Gets the payload of each message on a subscribed channel; see `RespStream`.
         on_invalidate: Gets the invalidated keys, or None for all of them.
-        on_received: Called after each slice of what Redis sent has been handled: False where there is more of it.
+        on_received: Called after each slice of what Redis sent has been handled: False where it was not enough for all
+            that came in one read.
         on_error: Gets each reply that is an error, before whoever sent the command.
         on_lost: Called once, with the reason, when the connection ends by itself.
-        gate: Asked before each chunk; where it returns False the chunk is the gate's to keep (see `feed`).
+        gate: Asked before each slice; where it returns False all waits until `go_on` is called.
+        queue_limit: Bytes of memory that may wait; see `RespStream`.
+        on_dropped: Called with the number of messages whenever some were dropped, since more than that waited.
+        vital: Beginning of the payloads of messages that are never dropped.
     """
 
     def __init__(
@@ -49,7 +55,10 @@ class RedisLink(asyncio.Protocol):
         on_received: Callable[[bool], None] | None = None,
         on_error: Callable[[Exception], None] | None = None,
         on_lost: Callable[[Exception], None] | None = None,
-        gate: Callable[[bytes], bool] | None = None,
+        gate: Callable[[], bool] | None = None,
+        queue_limit: int = sys.maxsize,
+        on_dropped: Callable[[int], None] | None = None,
+        vital: bytes | None = None,
     ) -> None:
         self.resp3 = False
         self._loop = asyncio.get_running_loop()
@@ -61,21 +70,38 @@ class RedisLink(asyncio.Protocol):
         self._on_error = on_error
         self._on_lost = on_lost
         self._gate = gate
+        self._queue_limit = queue_limit
+        self._on_dropped = on_dropped
+        self._vital = vital
         self._subscribed: asyncio.Future[None] | None = None
         self._out: list[bytes] = []
-        self._paused = False
+        self.behind = False
+        """Whether more has been read than is handled, or so much that the loop looks at everything else first."""
         self._stream = self._new_stream(hiredis.PushNotification)
 
     def _new_stream(self, push_type: type) -> RespStream:
         reader = hiredis.Reader(notEnoughData=RespStream.NOTHING)
         return RespStream(
-            reader, push_type, self._on_message, self._on_invalidate, self._on_push, on_error=self._on_error
+            reader,
+            push_type,
+            self._on_message,
+            self._on_invalidate,
+            self._on_push,
+            on_error=self._on_error,
+            queue_limit=self._queue_limit,
+            on_dropped=self._on_dropped,
+            vital=self._vital,
         )
 
     @property
     def alive(self) -> bool:
         """Whether commands can be sent."""
         return self._transport is not None
+
+    @property
+    def queued(self) -> int:
+        """Bytes of memory of what has been read and is not handled yet."""
+        return self._stream.queued
 
     async def connect(self, address: RedisAddress) -> None:
         """Connect and greet: RESP3 where Redis has it (6.0 and newer), else RESP2.
@@ -171,32 +197,33 @@ class RedisLink(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        if self._gate is None or self._gate(data):
-            self.feed(data)
+        self._handle(data, wait=self.behind)
 
-    def feed(self, data: bytes) -> None:
-        """Handle bytes from Redis; those that the gate kept come in here later."""
+    def _handle(self, data: bytes, *, wait: bool) -> None:
+        """Handle one slice of what has been read, the last of which is this; or let it wait for its turn."""
         try:
+            if wait or (self._gate is not None and not self._gate()):
+                self.behind = True
+                self._stream.queue(data)
+                return
             complete = self._stream.receive(data)
         except (hiredis.ProtocolError, BadStream) as error:
             self.close(LinkLost(f"Redis sent something that is not its protocol: {error}"))
             return
         if self._transport is None:
             return  # closed by one of those who were called
-        if not self._paused and (not complete or len(data) >= LARGE_READ):
-            self._paused = True
-            self._transport.pause_reading()
+        self.behind = not complete or len(data) >= LARGE_READ
+        if self.behind:
             # Twice: what is called soon is called before the loop has looked at anything else.
-            self._loop.call_soon(self._loop.call_soon, self._go_on)
+            self._loop.call_soon(self._loop.call_soon, self.go_on)
         if self._on_received is not None:
-            self._on_received(complete)
+            self._on_received(self._stream.read_ended)
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
+        """Handle the next slice of what has been read; to be called when the gate lets it pass again."""
         if self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
             try:
-                self.feed(b"")
+                self._handle(b"", wait=False)
             except Exception as error:
                 # What an error in `data_received` comes to as well: half a slice must hold up nobody.
                 self.close(LinkLost(f"internal error: {error!r}"))

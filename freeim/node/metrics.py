@@ -102,8 +102,14 @@ class Metrics(Collector):
         yield _gauge("queue_bytes", "Bytes that wait for slow terminals.", fanout.waiting)
         yield _gauge("queue_memory_bytes", "Memory of what waits for slow terminals.", fanout.memory)
         yield _gauge("queue_limit_bytes", "Memory that it may take.", fanout.node_queue_limit)
-        yield _gauge("bus_queue_bytes", "Bytes that wait for clients whose membership is read.", router.window_bytes)
-        yield _gauge("bus_queue_limit_bytes", "Bytes that may wait for such clients.", router.window_limit)
+        yield _labelled(
+            GaugeMetricFamily,
+            "freeim_bus_queue_bytes",
+            "Memory of what came from Redis and waits: to be handled, or until somebody's membership has been read.",
+            ("waits_for",),
+            {"node": self._node._session.queued, "membership": self._node._bus.waiting_for_membership},
+        )
+        yield _gauge("bus_queue_limit_bytes", "Memory that each of the two may take.", router.window_limit)
 
     def _losses(self) -> Iterator[Metric]:
         bus, connections = self._node._bus, self._node._connections
@@ -112,7 +118,11 @@ class Metrics(Collector):
             "freeim_dropped_messages",
             "Messages that were lost here, by reason.",
             ("reason",),
-            {"bus_queue": bus.router.dropped, "malformed": bus.bad_payloads},
+            {
+                "bus_queue": self._node._session.dropped,
+                "membership": bus.dropped_for_membership,
+                "malformed": bus.bad_payloads,
+            },
         )
         yield _labelled(
             CounterMetricFamily,

@@ -93,7 +93,7 @@ class Node:
             self.options = options = self.options.for_worker(0, port=self._sock.getsockname()[1])
             assert options.node is not None
             self._names = names = Names(options.prefix or default_prefix(options.path, options.ids))
-            self._session = Session(self._locate_redis, names.server(options.node), self)
+            self._session = Session(self._locate_redis, names.server(options.node), self, options.bus_queue_limit)
             if self._redis_url is not None:
                 self._session.place = parse_redis_url(self._redis_url).place
             self._presence = Presence(self._session, names, options)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
@@ -17,6 +18,7 @@ from typing import Any, Final, Protocol
 import hiredis
 
 from freeim.clock import boot_time
+from freeim.envelope import PROBE_HEAD
 from freeim.errors import FreeImError, RedisUnavailable
 from freeim.node.histogram import Histogram
 from freeim.node.link import Callback, LinkLost, RedisLink
@@ -66,9 +68,16 @@ class Session:
         locate: Tells where Redis is, before each attempt to connect.
         channel: The node's pub/sub channel.
         user: The node.
+        queue_limit: Bytes of memory of what may have been read and not handled yet; see `RespStream`.
     """
 
-    def __init__(self, locate: Callable[[], Awaitable[RedisAddress]], channel: str, user: SessionUser) -> None:
+    def __init__(
+        self,
+        locate: Callable[[], Awaitable[RedisAddress]],
+        channel: str,
+        user: SessionUser,
+        queue_limit: int = sys.maxsize,
+    ) -> None:
         self.up = False
         self.tracking = False
         self.tracking_refused = ""
@@ -78,6 +87,9 @@ class Session:
         self.gaps = 0
         self.errors = Counter({"connection": 0})
         """Error replies of Redis by code; and connections lost, or attempts to connect that failed."""
+        self.dropped = 0
+        """Messages that were dropped, since more came than was handled and than may wait."""
+        self.queue_limit = queue_limit
         self.round_trip = Histogram()
         """From the sending of a probe to its arrival."""
         self.place = "a place that is not known yet"
@@ -89,12 +101,17 @@ class Session:
         self._writer: RedisLink | None = None
         self._lost: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._held: list[bytes] | None = None
+        self._held = False
         self._last_beat = 0.0
         self._last_probe = 0.0
         self._probes: dict[bytes, float] = {}
         """Probes under way, and when they were sent."""
         self._beat_asked = asyncio.Event()
+
+    @property
+    def queued(self) -> int:
+        """Bytes of memory of what has been read and is not handled yet."""
+        return 0 if self._reader is None else self._reader.queued
 
     # ---- commands
 
@@ -196,7 +213,7 @@ class Session:
         self._lost.set_result(None)
         was_up, self.up = self.up, False
         self.problem = str(reason)
-        self._held = None
+        self._held = False
         self._drop()
         self.errors["connection"] += 1
         if was_up:
@@ -230,6 +247,9 @@ class Session:
         if code is None or code[0] != "NOSCRIPT":  # that one is no failure: the script is sent
             self.errors[code[0] if code else "ERR"] += 1
 
+    def _count_dropped(self, messages: int) -> None:
+        self.dropped += messages
+
     def _drop(self) -> None:
         self._probes.clear()
         reader, self._reader = self._reader, None
@@ -249,6 +269,9 @@ class Session:
             on_error=self._count_error,
             on_lost=self.lose,
             gate=self._admit,
+            queue_limit=self.queue_limit,
+            on_dropped=self._count_dropped,
+            vital=PROBE_HEAD.encode(),
         )
         writer = self._writer = RedisLink(on_error=self._count_error, on_lost=self.lose)
         await reader.connect(address)
@@ -333,29 +356,27 @@ class Session:
                 return
             self._last_beat = sent
             self._release()
-            if sent - self._last_probe > SILENCE_LIMIT + BEAT_INTERVAL:
+            # As long as not all is handled that was heard, the probe may be in it.
+            behind = self._reader is not None and self._reader.behind
+            if not behind and sent - self._last_probe > SILENCE_LIMIT + BEAT_INTERVAL:
                 self.lose(LinkLost("the node does not hear its own channel any more"))
                 return
 
-    def _admit(self, data: bytes) -> bool:
-        """Whether a chunk may be read now.
+    def _admit(self) -> bool:
+        """Whether what was read may be handled now.
 
         Where this process slept past its lease, others may have buried it: the leaves of the burial must not be
         believed before the next beat has told, and the reconciliation mended it.
         """
-        if self._held is not None:
-            self._held.append(data)
-            return False
-        if boot_time() - self._last_beat > SILENCE_LIMIT and self.up:
-            self._held = [data]
+        if not self._held and self.up and boot_time() - self._last_beat > SILENCE_LIMIT:
+            self._held = True
             self.beat_now()
-            return False
-        return True
+        return not self._held
 
     def _release(self) -> None:
-        held, self._held = self._held, None
+        held, self._held = self._held, False
         if held and self._reader is not None:
-            self._reader.feed(b"".join(held))
+            self._reader.go_on()
 
 
 def _ignore(_reply: object) -> None:
