@@ -3,6 +3,8 @@
 
 cdef enum:
     CLIENTS_PER_LOOK = 256  # at the clock, while a message goes to many
+    MESSAGE_COST = 200      # bytes of memory that a message in the window takes besides its frame
+    RECEIVER_COST = 64      # and that each id in its list of receivers takes
 
 
 cdef class Client:
@@ -40,7 +42,12 @@ cdef inline int _size_class(long long receivers) noexcept:
 
 
 cdef inline Py_ssize_t _weight(Message message) except -1:
-    return 200 + (0 if message.frame is None else PyBytes_GET_SIZE(message.frame))
+    cdef Py_ssize_t weight = MESSAGE_COST
+    if message.frame is not None:
+        weight += PyBytes_GET_SIZE(message.frame)
+    if message.receivers is not None:
+        weight += RECEIVER_COST * len(message.receivers)
+    return weight
 
 
 cdef class Router:
