@@ -112,6 +112,7 @@ cdef class Fanout:
         object _on_too_slow
         readonly long long writes     # calls of send(2)
         readonly long long too_slow   # connections closed because one of the two limits was passed
+        readonly long long dropped    # bytes that waited for them, and were not sent any more
 
     cdef NoResult add(self, Connection connection) except NoResult.FAILED
     cdef NoResult _schedule(self) except NoResult.FAILED

@@ -140,6 +140,7 @@ cdef class Connection:
         self.first = None
         self.more = None
         if queued and queued + size > self.fanout.queue_limit and not self.closing:
+            self.fanout.dropped += size
             self.fanout._too_slow(self, queued, False)
             return
         if not self.copies:
@@ -154,10 +155,17 @@ cdef class Connection:
 
     cdef _drop(self):
         """Forget all frames of which nothing has been sent; transports of asyncio cannot, and keep theirs."""
+        cdef Py_ssize_t waiting
+        if self.first is not None:
+            self.fanout.dropped += PyBytes_GET_SIZE(self.first)
+        for frame in self.more or ():
+            self.fanout.dropped += PyBytes_GET_SIZE(<bytes>frame)
         self.first = None
         self.more = None
         if not self.copies and self.transport is not None:
+            waiting = self.transport.get_write_buffer_size()
             (<Socket>self.transport).drop()
+            self.fanout.dropped += waiting - <Py_ssize_t>self.transport.get_write_buffer_size()
             self.count()
 
     cdef _cut(self):

@@ -186,6 +186,8 @@ cdef class Router:
             self._drop(client)
         elif client.pending and client.established:
             self._settle(client)
+            if not self.tracking:
+                self._update_channels(client, ())  # they were for what had come before
         return changed
 
     def invalidate(self, bytes client_id not None):
@@ -217,7 +219,7 @@ cdef class Router:
         return result
 
     def set_tracking(self, bint tracking):
-        """Change the way of membership. Without tracking none is kept; nobody may be waiting for a re-read then."""
+        """Change the way of membership. Without tracking none is kept, once those who wait for a re-read have it."""
         self.tracking = tracking
         if not tracking:
             for client in self.clients.values():

@@ -9,15 +9,18 @@ from bench.outcome import Outcome
 from bench.scenarios import (
     burst,
     churn,
+    cycles,
     direct,
     fanout,
     fifty,
+    flood,
     helper,
     idle,
     latency,
     peers,
     room,
     rooms,
+    slow,
     soak,
     steps,
     storm,
@@ -35,11 +38,14 @@ SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
     "helper": helper.run,
     "churn": churn.run,
     "latency": latency.run,
+    "slow": slow.run,
+    "flood": flood.run,
+    "cycles": cycles.run,
     "steps": steps.run,
     "fifty": fifty.run,
     "peers": peers.run,
     "soak": soak.run,
 }
 
-LONG: Final = ("steps", "fifty", "peers", "soak")
+LONG: Final = ("slow", "flood", "cycles", "steps", "fifty", "peers", "soak")
 """Those that run only when they are named, or with ``--full``."""

@@ -203,7 +203,9 @@ class Bus:
         self._batch.clear()
         self._batches.clear()
         self._batch_size = self._unrouted = 0
-        self._unread = self.router.hold_all()
+        router = self.router
+        # Just after a fall-back some still wait for their last answer, which is lost with all others.
+        self._unread = router.hold_all() if router.tracking else [each for each in router.clients.values() if each.reading]
 
     def reread_all(self, tracking: bool) -> None:
         """Read again what `hold` made uncertain, in chunks.
@@ -223,8 +225,10 @@ class Bus:
         self._reread_chunk(unread, self._generation)
 
     def fall_back(self) -> None:
-        """From now on read the members of a channel for each message to it, as FreeIM does."""
-        self._release([client for client in self.router.clients.values() if client.reading])
+        """From now on read the members of a channel for each message to it, as FreeIM does.
+
+        Those whose membership is being read go on waiting for the answer: it decides over the messages until now.
+        """
         self.router.set_tracking(False)
 
     def _release(self, clients: list[Client]) -> None:

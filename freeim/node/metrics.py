@@ -131,12 +131,17 @@ class Metrics(Collector):
             ("limit",),
             connections.cut,
         )
+        text = "Bytes that waited for connections that were too slow, and were dropped when these were closed."
+        yield _counter("slow_dropped_bytes", text, connections.fanout.dropped)
 
     def _redis(self) -> Iterator[Metric]:
         session = self._node._session
         yield _gauge("redis_up", "1 while the node is connected to Redis and agrees with it, else 0.", session.up)
         yield _gauge("redis_tracking", "1 while Redis tells of changed memberships, else 0.", session.tracking)
         yield _counter("bus_gaps", "How often the connection to Redis was lost.", session.gaps)
+        presence = self._node._presence
+        yield _counter("restored_connections", "Connections that Redis had lost, put back.", presence.restored)
+        yield _counter("buried_connections", "Connections of dead nodes, taken out by this one.", presence.buried)
         yield _labelled(
             CounterMetricFamily,
             "freeim_redis_errors",

@@ -70,6 +70,10 @@ class Presence:
         self._closes: list[int] = []
         self.complete = True
         """Whether the last comparison put everything back."""
+        self.restored = 0
+        """Connections that Redis had lost and that were put back."""
+        self.buried = 0
+        """Connections of dead instances that were taken out."""
         self._refused_log = SparseLog(logging.WARNING, WARNINGS_PER_MINUTE, "Redis refused %d more such updates")
 
     # ---- the name
@@ -127,6 +131,7 @@ class Presence:
             if taken <= 0:
                 break
             total += taken
+            self.buried += taken
         if total:
             log.info("took out %d connections that a dead node left behind", total)
         return total
@@ -269,6 +274,7 @@ class Presence:
         await self._session.call("PING")
         self._send_closes()  # of those that closed meanwhile, while the session did not count as up
         self.complete = not refused
+        self.restored += len(missing) - len(refused)
         if missing:
             log.info("put %d connections back that Redis had lost", len(missing) - len(refused))
 

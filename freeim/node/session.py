@@ -221,11 +221,22 @@ class Session:
             log.warning("Redis lost (%s); the connections stay, and are served again once it is back", reason)
         self._user.on_gap()
 
-    def stop_tracking(self, reason: str) -> None:
-        """Tell Redis to track no more for this node."""
-        self.tracking = False
-        self.tracking_refused = reason
-        self.read(_ignore, "CLIENT", "TRACKING", "OFF")
+    def stop_tracking(self, reason: str, then: Callable[[], None]) -> None:
+        """Tell Redis to track no more for this node.
+
+        Args:
+            reason: Why.
+            then: Called at that place in the stream behind which Redis tells of no change any more.
+        """
+
+        def stopped(reply: Any) -> None:
+            if isinstance(reply, ConnectionError):
+                return  # whatever Redis it connects to next is asked to track
+            self.tracking = False
+            self.tracking_refused = reason
+            then()
+
+        self.read(stopped, "CLIENT", "TRACKING", "OFF")
 
     def beat_now(self) -> None:
         """Beat without waiting for the next turn."""
@@ -377,10 +388,6 @@ class Session:
         held, self._held = self._held, False
         if held and self._reader is not None:
             self._reader.go_on()
-
-
-def _ignore(_reply: object) -> None:
-    pass
 
 
 def _explain(error: Exception) -> str:
