@@ -40,6 +40,4 @@ class Look:
     def __call__(self, name: str, **labels: str) -> float:
         """Return a metric, without ``freeim_`` in its name: the sum of its samples that have these labels."""
         full = f"freeim_{name}"
-        return sum(
-            each.value for each in self._samples if each.name == full and labels.items() <= each.labels.items()
-        )
+        return sum(each.value for each in self._samples if each.name == full and labels.items() <= each.labels.items())

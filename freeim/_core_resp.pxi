@@ -169,7 +169,7 @@ cdef class RespStream:
         return False
 
     def finish(self):
-        """Go on with the last message until everything is done: nothing will be received any more, and what waits is lost."""
+        """Go on with the last message until all is done for it. Nothing more will be received; what waits is lost."""
         self._queue.clear()
         self._kept = None
         self.queued = 0

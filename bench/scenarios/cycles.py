@@ -61,7 +61,7 @@ def run(settings: Settings) -> Outcome:
     grown = "memory at the end / after the first tenth"
     outcome.figures = [
         Figure("cycles_memory_ratio", "lower", f"the node's {grown}", [state.memory / before.memory]),
-        Figure("cycles_redis_ratio", "lower", f"Redis's {grown}", [state.redis / before.redis]),
+        Figure("cycles_redis_ratio", "lower", f"Redis's {grown}", [state.redis_memory / before.redis_memory]),
         Figure("cycles_memory", "lower", "memory of the node at the end", [state.memory / (1 << 20)], "MiB"),
     ]
     return outcome
@@ -75,12 +75,13 @@ class _State:
     """What there is of a node at one moment."""
 
     descriptors = tracked = 0
-    memory = redis = 1
+    memory = redis_memory = 1
 
     @classmethod
     def of(cls, node: Node, client: redis.Redis) -> _State:
         found = cls()
         info: Any = client.info("everything")
         found.descriptors = len(os.listdir(f"/proc/{node.pid}/fd"))
-        found.memory, found.redis, found.tracked = node.memory(), info["used_memory"], info["tracking_total_keys"]
+        found.memory, found.redis_memory = node.memory(), info["used_memory"]
+        found.tracked = info["tracking_total_keys"]
         return found

@@ -1,4 +1,4 @@
-"""More than a node can handle, as fast as Redis takes it: what waits, what is dropped, and is all of it accounted for?"""
+"""More than a node can handle, as fast as Redis takes it: what waits, what is dropped, and is all accounted for?"""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _flood(
         Figure(f"{name}_rate", "", f"messages a second that are delivered or dropped, {how}", [sent / seconds], "/s"),
         Figure(f"{name}_dropped", "", f"share of the messages that are dropped, {how}", [dropped / sent]),
         Figure(f"{name}_waited", "", "memory of what waited at most", [waited / (1 << 20)], "MiB"),
-        Figure(f"{name}_memory", "lower", "what the node's memory grew by at most", [(most - memory) / (1 << 20)], "MiB"),
+        Figure(f"{name}_memory", "lower", "what the node's memory grew by", [(most - memory) / (1 << 20)], "MiB"),
     ]
 
 

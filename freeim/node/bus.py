@@ -203,9 +203,10 @@ class Bus:
         self._batch.clear()
         self._batches.clear()
         self._batch_size = self._unrouted = 0
-        router = self.router
-        # Just after a fall-back some still wait for their last answer, which is lost with all others.
-        self._unread = router.hold_all() if router.tracking else [each for each in router.clients.values() if each.reading]
+        if self.router.tracking:
+            self._unread = self.router.hold_all()
+        else:  # just after a fall-back some still wait for their last answer, which is lost with all others
+            self._unread = [client for client in self.router.clients.values() if client.reading]
 
     def reread_all(self, tracking: bool) -> None:
         """Read again what `hold` made uncertain, in chunks.

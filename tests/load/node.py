@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.faults.nodes import DEFAULT, start
 from tests.membership.terminals import NAMES
@@ -43,6 +45,14 @@ class LoadedNode:
         page, _ = await asyncio.to_thread(fetch, f"http://{self._admin}/metrics")
         return Scrape(page.decode())
 
+    async def metrics_until(self, condition: Callable[[Scrape], Any], what: str, seconds: float = 20.0) -> Scrape:
+        """Ask for its metrics until a condition holds."""
+        deadline = time.monotonic() + seconds
+        while not condition(found := await self.metrics()):
+            assert time.monotonic() < deadline, f"not within {seconds} s: {what}; {self.log}"
+            await asyncio.sleep(0.02)
+        return found
+
     def memory(self, which: str = "VmRSS") -> int:
         """Return the bytes of memory that it has in RAM, or with ``VmHWM`` the most that it ever had."""
         status = Path(f"/proc/{self._process.process.pid}/status").read_text(encoding="ascii")
@@ -52,10 +62,6 @@ class LoadedNode:
     def descriptors(self) -> int:
         """Return how many files and sockets it has open."""
         return len(os.listdir(f"/proc/{self._process.process.pid}/fd"))
-
-    def tell(self, number: int) -> None:
-        """Send it a signal."""
-        os.kill(self._process.process.pid, number)
 
     def close(self) -> None:
         """End it at once."""

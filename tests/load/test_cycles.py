@@ -9,10 +9,11 @@ import itertools
 import pytest
 
 from freeim.names import new_token
+from tests.faults.nodes import pipeline
 from tests.load.node import LoadedNode, loaded_node, redis_info
 from tests.membership.terminals import NAMES, Ended, Refused, Terminal
-from tests.faults.nodes import pipeline
 from tests.node.harness import close_payload, frame, token_json, until
+from tests.node.scrape import Scrape
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.slow  # on each Python the same
@@ -53,14 +54,10 @@ async def cycle(redis: RedisServer, node: LoadedNode, count: int) -> None:
             await Terminal.connect(node.name, token)
 
 
-async def all_gone(node: LoadedNode) -> None:
-    async def gone() -> bool:
-        found = await node.metrics()
-        return found("sockets") == found("connections") == found("clients") == 0
-
-    async with asyncio.timeout(20):
-        while not await gone():
-            await asyncio.sleep(0.02)
+async def all_gone(node: LoadedNode) -> Scrape:
+    return await node.metrics_until(
+        lambda found: found("sockets") == found("connections") == found("clients") == 0, "all have gone"
+    )
 
 
 async def test_after_thousands_that_came_and_went_nothing_is_left_and_nothing_has_grown(
@@ -76,14 +73,12 @@ async def test_after_thousands_that_came_and_went_nothing_is_left_and_nothing_ha
         used = redis_info(redis, "used_memory")
         for _ in range(CYCLES // AT_ONCE):
             await cycle(redis, node, AT_ONCE)
-        await all_gone(node)
+        found = await all_gone(node)
         assert node.descriptors() <= descriptors
         assert node.memory() - memory < GROWTH
-        redis.command("PING")
         await until(lambda: redis_info(redis, "tracking_total_keys") == 0, "Redis tracks nobody any more")
         assert redis.command("DBSIZE") == keys
         assert redis_info(redis, "used_memory") - used < GROWTH
-        found = await node.metrics()
         opened = WARM_UP + CYCLES
         assert found("handshakes_total", result="101") == opened
         assert found("handshakes_total", result="401") == opened // 10
