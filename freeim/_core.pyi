@@ -17,6 +17,7 @@ class BadStream(Exception): ...
 
 @final
 class RespStream:
+    hurry: int
     NOTHING: ClassVar[object]
     def __init__(
         self,
@@ -178,6 +179,7 @@ class Connection:
 
 @final
 class Fanout:
+    hurry: int
     midread: bool
     def __init__(
         self,

@@ -199,6 +199,7 @@ cdef class Fanout:
         self.backlog = Backlog()
         self._slow = {}
         self._slice = slice_ms / 1000
+        self.hurry = 1
         self._dirty = []
         self._scratch = NULL
 
@@ -332,13 +333,13 @@ cdef class Fanout:
         """Return whether all is written."""
         cdef:
             Connection connection
-            double end = _now() + self._slice
+            double end = _now() + self._slice / self.hurry
         while self._next < len(self._dirty):
             connection = <Connection>self._dirty[self._next]
             self._next += 1
             connection.dirty = False
             connection.flush()
-            if self._next % 16 == 0 and _now() > end:
+            if (self._next % 16 == 0 or self.hurry > 1) and _now() > end:
                 break
         if self._next == len(self._dirty):
             self._dirty.clear()

@@ -4,7 +4,7 @@
 
 cdef enum:
     READ_COST = 64  # bytes of memory that a read takes besides its own, its place in the queue included
-    HURRY = 8       # slices are so many times shorter while reads wait: the socket holds few, and is to be read often
+    PIECE = 16384   # bytes that hiredis gets at once: after each item it moves all that is left of them
 
 
 cdef double _now() noexcept:
@@ -49,6 +49,7 @@ cdef class RespStream:
         self._on_error = on_error
         self._rest = None
         self._slice = slice_ms / 1000
+        self.hurry = 1
         self._queue = deque()
         self._kept = None
         self._limit = queue_limit
@@ -75,8 +76,8 @@ cdef class RespStream:
             object nothing = RespStream.NOTHING
             object gets = self._reader.gets
             object item
-            double end = _now() + (self._slice / HURRY if self.queued else self._slice)
-        if self.queued and data:
+            double end = _now() + self._slice / self.hurry
+        if data and (self.queued or len(data) > PIECE):
             self.queue(data)
         else:
             self._reader.feed(data)
@@ -92,10 +93,11 @@ cdef class RespStream:
         while True:
             item = self._next(gets)
             if item is nothing:
-                self.read_ended = True
-                if not self.queued:
-                    return True
-                self._reader.feed(self._unqueue())
+                if self._fed == 0:
+                    self.read_ended = True
+                    if not self.queued:
+                        return True
+                self._feed()
             elif self._hand_on(item) or _now() >= end:
                 return False
 
@@ -112,10 +114,17 @@ cdef class RespStream:
         if self.queued > self._limit:
             self._shed()
 
-    cdef _unqueue(self):
-        data = self._queue.popleft()
-        self.queued -= READ_COST + len(data)
-        return data
+    cdef _feed(self):
+        """Give the next piece of what waits to the parser."""
+        cdef:
+            object data = self._queue[0]
+            Py_ssize_t size = min(PIECE, len(data) - self._fed)
+        self._reader.feed(data, self._fed, size)
+        self._fed += size
+        if self._fed == len(data):
+            self._queue.popleft()
+            self.queued -= READ_COST + len(data)
+            self._fed = 0
 
     cdef _shed(self):
         """Drop the oldest messages, a read at a time, until the rest is within the limit or is the latest read."""
@@ -126,7 +135,7 @@ cdef class RespStream:
         while self.queued > self._limit and len(self._queue) > 1:
             item = self._next(gets)
             if item is RespStream.NOTHING:
-                self._reader.feed(self._unqueue())
+                self._feed()
             elif type(item) is self._push_type and self._is_message(item) \
                     and not (self._vital and (<list>item)[2].startswith(self._vital)):
                 dropped += 1
@@ -172,7 +181,7 @@ cdef class RespStream:
         """Go on with the last message until all is done for it. Nothing more will be received; what waits is lost."""
         self._queue.clear()
         self._kept = None
-        self.queued = 0
+        self.queued = self._fed = 0
         while self._rest is not None:
             self._go_on()
 

@@ -143,6 +143,10 @@ class Bus:
             self._route_with_members(batch)
         self._connections.fanout.flush()
 
+    def on_hurry(self, hurry: int) -> None:
+        """More comes than is handled, or no more: sending has to leave time for reading; see `RedisLink`."""
+        self._connections.fanout.hurry = hurry
+
     def _tell_bad(self, payload: bytes, error: BadPayload) -> None:
         self.bad_payloads += 1
         # The content is not shown: it is somebody's message.

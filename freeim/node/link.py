@@ -17,7 +17,14 @@ Callback = Callable[[Any], None]
 """Gets the reply; an exception where Redis answered with an error or the connection was lost."""
 
 LARGE_READ: Final = 65_536
-"""Bytes of a read that has more behind it, as a rule: the event loop reads up to 32 times in one turn."""
+"""Bytes of a read that has more behind it, as a rule: a unix socket holds little more, so Redis waits for us."""
+
+HURRY: Final = 8
+"""So many times shorter are all slices while more waits than two large reads."""
+GREAT_HURRY: Final = 128
+"""The same in a flood: from a turn of the loop that brought a `LARGE_READ` on, for `FLOOD_TURNS`."""
+FLOOD_TURNS: Final = 32
+"""Turns of the loop: they are so short in a flood that Redis does not send something in each."""
 
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds for a connection to Redis, its TLS handshake and its greeting included."""
@@ -40,6 +47,7 @@ class RedisLink(asyncio.Protocol):
         on_received: Called after each slice of what Redis sent has been handled: False where it was not enough for all
             that came in one read.
         on_error: Gets each reply that is an error, before whoever sent the command.
+        on_hurry: Called when slices are to become shorter or longer, with how many times shorter than usual.
         on_lost: Called once, with the reason, when the connection ends by itself.
         gate: Asked before each slice; where it returns False all waits until `go_on` is called.
         queue_limit: Bytes of memory that may wait; see `RespStream`.
@@ -53,6 +61,7 @@ class RedisLink(asyncio.Protocol):
         on_message: Callable[[bytes], Callable[[], Any] | None] | None = None,
         on_invalidate: Callable[[list[bytes] | None], None] | None = None,
         on_received: Callable[[bool], None] | None = None,
+        on_hurry: Callable[[int], None] | None = None,
         on_error: Callable[[Exception], None] | None = None,
         on_lost: Callable[[Exception], None] | None = None,
         gate: Callable[[], bool] | None = None,
@@ -67,6 +76,7 @@ class RedisLink(asyncio.Protocol):
         self._on_message = on_message or _ignore
         self._on_invalidate = on_invalidate or _ignore
         self._on_received = on_received
+        self._on_hurry = on_hurry
         self._on_error = on_error
         self._on_lost = on_lost
         self._gate = gate
@@ -77,6 +87,10 @@ class RedisLink(asyncio.Protocol):
         self._out: list[bytes] = []
         self.behind = False
         """Whether more has been read than is handled, or so much that the loop looks at everything else first."""
+        self._flood = 0
+        """Turns that are left of what counts as a flood."""
+        self._fresh = 0
+        """Bytes that were read since the last turn, while something else had to be handled."""
         self._stream = self._new_stream(hiredis.PushNotification)
 
     def _new_stream(self, push_type: type) -> RespStream:
@@ -179,6 +193,7 @@ class RedisLink(asyncio.Protocol):
         transport, self._transport = self._transport, None
         transport.abort()
         self._stream.finish()
+        self._hurry_up(1)
         if self._on_received is not None:
             self._on_received(True)  # what may be left of a slice is lost
         error = reason or LinkLost("the connection to Redis was closed")
@@ -204,6 +219,7 @@ class RedisLink(asyncio.Protocol):
         try:
             if wait or (self._gate is not None and not self._gate()):
                 self.behind = True
+                self._fresh += len(data)
                 self._stream.queue(data)
                 return
             complete = self._stream.receive(data)
@@ -215,9 +231,24 @@ class RedisLink(asyncio.Protocol):
         self.behind = not complete or len(data) >= LARGE_READ
         if self.behind:
             # Twice: what is called soon is called before the loop has looked at anything else.
-            self._loop.call_soon(self._loop.call_soon, self.go_on)
+            self._loop.call_soon(self._loop.call_soon, self._next_turn)
+        else:
+            self._hurry_up(1)
         if self._on_received is not None:
             self._on_received(self._stream.read_ended)
+
+    def _next_turn(self) -> None:
+        """Handle the next slice, the shorter the more comes: the socket holds little, and is to be read soon again."""
+        fresh, self._fresh = self._fresh, 0
+        self._flood = FLOOD_TURNS if fresh >= LARGE_READ else max(0, self._flood - 1)
+        self._hurry_up(GREAT_HURRY if self._flood else HURRY if self.queued > 2 * LARGE_READ else 1)
+        self.go_on()
+
+    def _hurry_up(self, hurry: int) -> None:
+        if hurry != self._stream.hurry:
+            self._stream.hurry = hurry
+            if self._on_hurry is not None:
+                self._on_hurry(hurry)
 
     def go_on(self) -> None:
         """Handle the next slice of what has been read; to be called when the gate lets it pass again."""

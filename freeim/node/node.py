@@ -111,6 +111,7 @@ class Node:
             self.on_message = self._bus.on_message
             self.on_invalidate = self._bus.on_invalidate
             self.on_received = self._bus.on_received
+            self.on_hurry = self._bus.on_hurry
             self._redis_watch = RedisWatch(self._session, self._bus)
             self._master_watch = MasterWatch(self._session, self._find_redis if self._redis_url else None)
             self._burier = Burier(self._session, names, self._presence.epoch, self._presence.bury)

@@ -51,6 +51,9 @@ class SessionUser(Protocol):
     def on_received(self, complete: bool) -> None:
         """What was read has been handled; where it is not complete the rest follows soon."""
 
+    def on_hurry(self, hurry: int) -> None:
+        """More comes than is handled: slices are to be so many times shorter than usual, or as usual (1)."""
+
     def on_gap(self) -> None:
         """The session is lost; what was under way has failed."""
 
@@ -277,6 +280,7 @@ class Session:
             on_message=self._user.on_message,
             on_invalidate=self._user.on_invalidate,
             on_received=self._user.on_received,
+            on_hurry=self._user.on_hurry,
             on_error=self._count_error,
             on_lost=self.lose,
             gate=self._admit,

@@ -13,7 +13,7 @@ import freeim.node.bus
 import freeim.node.link
 import freeim.node.presence
 from freeim._core import Connection, RespStream, Router
-from freeim.node.link import LARGE_READ, RedisLink
+from freeim.node.link import GREAT_HURRY, HURRY, LARGE_READ, RedisLink
 from tests.node.harness import channel_message, direct, running, until
 from tests.servers import RedisServer
 
@@ -87,6 +87,24 @@ async def test_of_what_waits_beyond_the_limit_the_oldest_messages_are_dropped_an
     assert left == list(range(1000 - len(left), 1000))
     assert 90 <= len(left) < 100
     assert sum(dropped) + len(got) == 1003
+
+
+async def test_slices_are_the_shorter_the_more_comes_and_as_usual_once_all_is_handled() -> None:
+    hurry: list[int] = []
+    link = RedisLink(on_message=lambda _: None, on_hurry=hurry.append)
+    link.connection_made(_Transport())
+    link.data_received(message(b"1") * 2)
+    link.data_received(message(b"1"))
+    await until(lambda: not link.behind)
+    assert hurry == [], "something small came meanwhile"
+    link.data_received(message(bytes(LARGE_READ)) * 3)
+    await until(lambda: not link.behind)
+    assert hurry == [HURRY, 1], "much that came at once"
+    hurry.clear()
+    link.data_received(message(bytes(LARGE_READ)))
+    link.data_received(message(bytes(LARGE_READ)))
+    await until(lambda: not link.behind)
+    assert hurry == [GREAT_HURRY, 1], "it goes on coming"
 
 
 async def test_a_queue_that_overflows_with_what_is_no_resp_ends_the_link() -> None:
