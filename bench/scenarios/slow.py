@@ -51,6 +51,7 @@ def run(settings: Settings) -> Outcome:
         outcome.check_opened(crowd.connect([node.port], tokens.issue(client, names, count)), count)
         here = _Slow(settings, outcome, client, names, watched, node, crowd, pacer, publisher, slow)
         here.paced()  # the kernel grows buffers with the first messages
+        here.beside(look=True)
         alone, beside = [], []
         for number in range(settings.rounds):
             settings.progress(f"slow: round {number + 1} of {settings.rounds}")
@@ -90,8 +91,8 @@ class _Slow:
     def seconds(self) -> float:
         return SECONDS * self.settings.repeat
 
-    def paced(self, meanwhile: list[bytes] | None = None) -> Tally:
-        """Send to those who read, and these commands meanwhile, spread over the time."""
+    def paced(self, meanwhile: list[bytes] | None = None, *, look: bool = False) -> Tally:
+        """Send to those who read, and these commands meanwhile, spread over the time; look at memory if asked to."""
         self.crowd.begin(self.settings.size, 0.0)
         cpu, memory = self.node.cpu(), self.node.memory()
         most, held = memory, 0
@@ -101,10 +102,10 @@ class _Slow:
         for number, command in enumerate(meanwhile or ()):
             time.sleep(max(0.0, start + number * self.seconds / len(meanwhile or ()) - time.monotonic()))
             self.publisher.send([command])
-            if number % 32 == 31:
+            if look and number % 8 == 7:
                 most, held = max(most, self.node.memory()), max(held, in_the_kernel(self.node.port))
         sent = self.pacer.finish()
-        if meanwhile:
+        if look:
             self.grown.append((most - memory) / (1 << 20))
             self.held.append(held / self.slow / 1024)
         tally = self.crowd.settle(sent.messages)
@@ -112,8 +113,8 @@ class _Slow:
         self.outcome.sender = max(self.outcome.sender, sent.busy)
         return tally
 
-    def beside(self) -> Tally:
-        """Send to those who read, while others do not."""
+    def beside(self, *, look: bool = False) -> Tally:
+        """Send to those who read, while others do not. To look at memory meanwhile spoils the times."""
         before = self.watched.look()
         first = self.crowd.clients + 1
         parts = [(first, self.slow // 2, SIP), (first + self.slow // 2, self.slow - self.slow // 2, 0)]
@@ -127,11 +128,12 @@ class _Slow:
                 join(helper, "slow", range(first, first + self.slow))
             stream = next(self.streams)
             large = [self.publisher.to_channel("slow", text(stream, n + 1, LARGE)) for n in range(EACH // LARGE)]
-            tally = self.paced(large)
+            tally = self.paced(large, look=look)
             after = self.watched.look()
         cut = after("slow_connections_cut_total") - before("slow_connections_cut_total")
         coded = after("closes_total", by="node", code="4002") - before("closes_total", by="node", code="4002")
-        self.cut.append(cut)
+        if not look:
+            self.cut.append(cut)
         self.outcome.faults.update({"slow and not cut": int(self.slow - cut), "cut without 4002": int(cut - coded)})
         self.outcome.faults += {}  # without those that are 0
         while self.watched.look()("connections") > self.crowd.clients:
