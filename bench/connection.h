@@ -26,6 +26,7 @@ static uint32_t refused[1000], unreachable, closes[CODES];
 static size_t payload_size;
 static char envelope_head[64], envelope_tail[64]; /* what other servers put around a message; empty: nothing */
 static char input[1 << 18];
+static size_t sip; /* bytes of one read at most; 0: as many as there is room for */
 static uint64_t mask_state = 88172645463325252u;
 
 /* ---- frames that we send: clients mask (RFC 6455, 5.3) */
@@ -151,7 +152,8 @@ static void receive(struct connection *c) {
     size_t size = c->rest_size;
     char *big = size > sizeof input / 2 ? must(malloc(size + sizeof input)) : NULL, *into = big ? big : input;
     if (size) memcpy(into, c->rest, size);
-    ssize_t got = recv(c->fd, into + size, big ? sizeof input : sizeof input - size, 0);
+    size_t room = big ? sizeof input : sizeof input - size;
+    ssize_t got = recv(c->fd, into + size, sip && sip < room ? sip : room, 0);
     if (got <= 0) {
         if (got == 0 || (errno != EAGAIN && errno != EINTR)) {
             unreachable += c->state == CONNECTING;

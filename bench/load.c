@@ -9,6 +9,8 @@
    begin SIZE PAUSE                          forget all that was counted; payloads have SIZE bytes from now on (0: any);
                                              rest for PAUSE µs before each look at what has come
    wait FRAMES SECONDS                       answer once so many messages have come, or the time is over
+   sip BYTES MILLISECONDS                    from now on read so many bytes of each connection so often; 0 bytes: nothing
+                                             at all, 0 ms: as usual again
    tail STREAM SEQUENCE                      how many connections have got all of a stream up to this number
    close CODE SECONDS                        close all connections, and wait for the end of each
 
@@ -29,12 +31,22 @@ static uint32_t connection_count, connection_room;
 static int poll_fd;
 static uint64_t began, wait_frames, wait_until;
 static double cpu_before;
-static unsigned pause_us;
+static unsigned pause_us, sip_ms;
+static uint64_t sip_due;
 
 /* ---- commands */
 
+static void take_sips(void) {
+    if (sip)
+        for (uint32_t i = 0; i < connection_count; i++)
+            if (connections[i]->state != ENDED) receive(connections[i]);
+    sip_due = now_ns() + sip_ms * 1000000ull;
+}
+
 static void turn(int milliseconds) {
     struct epoll_event events[EVENTS];
+    if (sip_ms && now_ns() >= sip_due) take_sips();
+    if (sip_ms && (milliseconds < 0 || milliseconds > 10)) milliseconds = 10;
     int count = epoll_wait(poll_fd, events, EVENTS, milliseconds);
     if (count > 0 && count < EVENTS && pause_us) {
         /* To wake up for every frame would cost as much as to send it: let some come together. */
@@ -159,6 +171,19 @@ static void close_all(int code, double seconds) {
     connection_count = 0;
 }
 
+/* Whoever sips is not watched: its reads have times of their own. */
+static void begin_sips(size_t bytes, unsigned milliseconds) {
+    bool sipped = sip_ms != 0;
+    sip = milliseconds ? bytes : 0;
+    sip_ms = milliseconds;
+    for (uint32_t i = 0; i < connection_count && sipped != (milliseconds != 0); i++) {
+        struct epoll_event event = {.events = EPOLLIN, .data.ptr = connections[i]};
+        if (connections[i]->state != ENDED)
+            epoll_ctl(poll_fd, sipped ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, connections[i]->fd, &event);
+    }
+    reply("{}");
+}
+
 static void tail(uint32_t id, uint32_t sequence) {
     uint32_t complete = 0;
     for (uint32_t i = 0; i < connection_count; i++) {
@@ -185,7 +210,8 @@ static void obey(const char *line) {
     else if (sscanf(line, "wait %llu %lf", &number, &seconds) == 2) {
         wait_frames = number;
         wait_until = now_ns() + (uint64_t)(seconds * 1e9);
-    } else if (sscanf(line, "tail %u %u", &id, &sequence) == 2) tail(id, sequence);
+    } else if (sscanf(line, "sip %llu %u", &number, &id) == 2) begin_sips(number, id);
+    else if (sscanf(line, "tail %u %u", &id, &sequence) == 2) tail(id, sequence);
     else if (sscanf(line, "close %d %lf", &code, &seconds) == 2) close_all(code, seconds);
     else fail("not understood: %s", line);
 }

@@ -234,6 +234,10 @@ class Crowd:
             pass
         return self.watch(SETTLE_SECONDS)
 
+    def sip(self, size: int, every: float) -> None:
+        """Read slowly from now on: at most `size` bytes of each connection (0: nothing) each `every` s; 0 s ends it."""
+        self._ask_all(f"sip {size} {round(every * 1e3)}")
+
     def complete(self, stream: int, last: int) -> int:
         """Return how many connections have received a stream up to this sequence number."""
         return sum(answer["complete"] for answer in self._ask_all(f"tail {stream} {last}"))

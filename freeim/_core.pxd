@@ -100,6 +100,7 @@ cdef class Fanout:
         bint _scheduled
         bint _spent                   # this turn of the loop has had its slice already
         double _held_until            # when a read that is half handled has kept the walk for long enough; 0: not yet
+        public int hurry              # slices are so many times shorter, as much waits on the bus; 1: as usual
         public bint midread           # a read from Redis is half handled: its rest is to leave in the same writes
         double _slice                 # seconds
         public Py_ssize_t queue_limit     # bytes that may wait for one slow receiver
@@ -115,6 +116,7 @@ cdef class Fanout:
         object _on_too_slow
         readonly long long writes     # calls of send(2)
         readonly long long too_slow   # connections closed because one of the two limits was passed
+        readonly long long dropped    # bytes that waited for them, and were not sent any more
 
     cdef NoResult add(self, Connection connection) except NoResult.FAILED
     cdef NoResult _schedule(self) except NoResult.FAILED
@@ -201,7 +203,21 @@ cdef class RespStream:
         object _on_invalidate         # (list of keys, or None for all)
         object _on_error              # (reply that is an error), before whoever waits for it
         double _slice                 # seconds
+        object _queue                 # deque of bytes that `_reader` has not been fed with: they are behind all else
+        Py_ssize_t _fed               # bytes of the first of these that it has been fed with nevertheless
+        object _kept                  # deque of items that dropping has left, before all of `_reader`'s; or None
+        Py_ssize_t _limit
+        object _on_dropped            # (number of messages)
+        tuple _vital
+        readonly Py_ssize_t queued    # bytes of memory of `_queue`
+        public int hurry              # slices are so many times shorter, as more comes than is handled; 1: as usual
+        readonly bint read_ended      # the last `receive` has handed on all of a read at least
 
+    cdef _feed(self)
+    cdef _shed(self)
+    cdef _next(self, gets)
+    cdef bint _is_message(self, item) except -1
+    cdef bint _hand_on(self, item) except -1
     cdef bint _go_on(self) except -1
 
 

@@ -17,6 +17,7 @@ class BadStream(Exception): ...
 
 @final
 class RespStream:
+    hurry: int
     NOTHING: ClassVar[object]
     def __init__(
         self,
@@ -27,10 +28,18 @@ class RespStream:
         on_push: Callable[[list[Any]], None],
         slice_ms: float = 2.0,
         on_error: Callable[[Exception], None] | None = None,
+        queue_limit: int = ...,
+        on_dropped: Callable[[int], None] | None = None,
+        vital: tuple[bytes, ...] = (),
     ) -> None: ...
     @property
     def waiting(self) -> deque[Callable[[Any], Callable[[], Any] | None]]: ...
+    @property
+    def queued(self) -> int: ...
+    @property
+    def read_ended(self) -> bool: ...
     def receive(self, data: bytes) -> bool: ...
+    def queue(self, data: bytes) -> None: ...
     def finish(self) -> None: ...
 
 @final
@@ -185,6 +194,7 @@ class Connection:
 
 @final
 class Fanout:
+    hurry: int
     midread: bool
     queue_limit: int
     node_queue_limit: int
@@ -202,6 +212,8 @@ class Fanout:
     def writes(self) -> int: ...
     @property
     def too_slow(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
     @property
     def backlog(self) -> Backlog: ...
     @property

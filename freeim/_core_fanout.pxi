@@ -151,6 +151,7 @@ cdef class Connection:
         self.first = None
         self.more = None
         if queued and queued + size > self.fanout.queue_limit and not self.closing:
+            self.fanout.dropped += size
             self.fanout._too_slow(self, queued, False)
             return
         if not self.copies:
@@ -165,10 +166,17 @@ cdef class Connection:
 
     cdef _drop(self):
         """Forget all frames of which nothing has been sent; transports of asyncio cannot, and keep theirs."""
+        cdef Py_ssize_t waiting
+        if self.first is not None:
+            self.fanout.dropped += PyBytes_GET_SIZE(self.first)
+        for frame in self.more or ():
+            self.fanout.dropped += PyBytes_GET_SIZE(<bytes>frame)
         self.first = None
         self.more = None
         if not self.copies and self.transport is not None:
+            waiting = self.transport.get_write_buffer_size()
             (<Socket>self.transport).drop()
+            self.fanout.dropped += waiting - <Py_ssize_t>self.transport.get_write_buffer_size()
             self.count()
 
     cdef _cut(self):
@@ -202,6 +210,7 @@ cdef class Fanout:
         self.backlog = Backlog()
         self._slow = {}
         self._slice = slice_ms / 1000
+        self.hurry = 1
         self._dirty = []
         self._scratch = NULL
 
@@ -335,13 +344,13 @@ cdef class Fanout:
         """Return whether all is written."""
         cdef:
             Connection connection
-            double end = _now() + self._slice
+            double end = _now() + self._slice / self.hurry
         while self._next < len(self._dirty):
             connection = <Connection>self._dirty[self._next]
             self._next += 1
             connection.dirty = False
             connection.flush()
-            if self._next % 16 == 0 and _now() > end:
+            if (self._next % 16 == 0 or self.hurry > 1) and _now() > end:
                 break
         if self._next == len(self._dirty):
             self._dirty.clear()

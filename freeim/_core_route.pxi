@@ -3,6 +3,8 @@
 
 cdef enum:
     CLIENTS_PER_LOOK = 256  # at the clock, while a message goes to many
+    MESSAGE_COST = 200      # bytes of memory that a message in the window takes besides its frame
+    RECEIVER_COST = 64      # and that each id in its list of receivers takes
 
 
 cdef class Client:
@@ -44,7 +46,12 @@ def _since_of(item):
 
 
 cdef inline Py_ssize_t _weight(Message message) except -1:
-    return 200 + (0 if message.frame is None else PyBytes_GET_SIZE(message.frame))
+    cdef Py_ssize_t weight = MESSAGE_COST
+    if message.frame is not None:
+        weight += PyBytes_GET_SIZE(message.frame)
+    if message.receivers is not None:
+        weight += RECEIVER_COST * len(message.receivers)
+    return weight
 
 
 cdef class Router:
@@ -191,6 +198,8 @@ cdef class Router:
             self._drop(client)
         elif client.pending and client.established:
             self._settle(client)
+            if not self.tracking:
+                self._update_channels(client, ())  # they were for what had come before
         return changed
 
     def invalidate(self, bytes client_id not None):
@@ -222,7 +231,7 @@ cdef class Router:
         return result
 
     def set_tracking(self, bint tracking):
-        """Change the way of membership. Without tracking none is kept; nobody may be waiting for a re-read then."""
+        """Change the way of membership. Without tracking none is kept, once those who wait for a re-read have it."""
         self.tracking = tracking
         if not tracking:
             for client in self.clients.values():

@@ -264,7 +264,8 @@ class Options:
     )
     bus_queue_limit: int = _bytes(
         268_435_456,
-        "What may wait for clients whose membership is being read (what comes beyond is lost for them).",
+        "Memory of what came from Redis faster than it is handled (beyond it the oldest messages are dropped); as much "
+        "again of what waits for clients whose membership is being read (what comes beyond is lost for them).",
         minimum=1,
         reload=True,
     )

@@ -9,15 +9,18 @@ from bench.outcome import Outcome
 from bench.scenarios import (
     burst,
     churn,
+    cycles,
     direct,
     fanout,
     fifty,
+    flood,
     helper,
     idle,
     latency,
     peers,
     room,
     rooms,
+    slow,
     soak,
     steps,
     storm,
@@ -36,6 +39,9 @@ SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
     "helper": helper.run,
     "churn": churn.run,
     "latency": latency.run,
+    "slow": slow.run,
+    "flood": flood.run,
+    "cycles": cycles.run,
     "steps": steps.run,
     "fifty": fifty.run,
     "peers": peers.run,
@@ -43,5 +49,5 @@ SCENARIOS: Final[dict[str, Callable[[Settings], Outcome]]] = {
     "soak": soak.run,
 }
 
-LONG: Final = ("steps", "fifty", "peers", "stream", "soak")
+LONG: Final = ("slow", "flood", "cycles", "steps", "fifty", "peers", "stream", "soak")
 """Those that run only when they are named, or with ``--full``."""

@@ -34,6 +34,9 @@ BAD_PAYLOADS_PER_MINUTE: Final = 20
 
 KIND_CHANNEL: Final = 2
 
+MESSAGE_WEIGHT: Final = 200
+"""Bytes of memory that a message takes beside its payload, as the router counts it."""
+
 
 class Bus:
     """Hands on what the reader hears, and reads memberships again.
@@ -86,7 +89,7 @@ class Bus:
         self._client_key = names.client("").encode()
         self._chan_key = names.chan("").encode()
         self._unread: list[Client] = []
-        self._unrouted: list[Message] = []
+        self._to_route_again: list[Message] = []
         """With a stream and without tracking: what a gap has kept from being routed."""
         self._generation = 0
         """Counts the gaps."""
@@ -95,10 +98,16 @@ class Bus:
             BAD_PAYLOADS_PER_MINUTE,
             "dropped %d more payloads from the node's channel that are no messages",
         )
-        self._dropped_told = 0
+        self._told = (0, 0)
+        """How many messages were said to be lost: for clients whose membership was read, and for everybody."""
+        self._unrouted_limit = options.bus_queue_limit
         # Without tracking: batches of one read each, in order; a batch waits for the members of its channels.
         self._batch: list[Message] = []
         self._batches: deque[_Batch] = deque()
+        self._batch_size = 0
+        self._unrouted = 0
+        """What all these messages weigh."""
+        self._unrouted_dropped = 0
 
     def reload(self, options: Options) -> None:
         """Take new options."""
@@ -122,7 +131,13 @@ class Bus:
                 return None
         if self.router.tracking:
             return self.router.route(message)
+        weight = MESSAGE_WEIGHT + len(payload)
+        if self._unrouted and self._unrouted + weight > self._unrouted_limit:
+            self._unrouted_dropped += 1
+            return None
         self._batch.append(message)
+        self._batch_size += weight
+        self._unrouted += weight
         return None
 
     def _take_notice(self, payload: bytes) -> None:
@@ -154,25 +169,52 @@ class Bus:
         if not complete:
             return
         if self._batch:
-            messages, self._batch = self._batch, []
-            self._route_with_members(messages)
+            batch = _Batch(self._batch, self._batch_size)
+            self._batch, self._batch_size = [], 0
+            self._route_with_members(batch)
         self._connections.fanout.flush()
+
+    def on_hurry(self, hurry: int) -> None:
+        """More comes than is handled, or no more: sending has to leave time for reading; see `RedisLink`."""
+        self._connections.fanout.hurry = hurry
 
     def _tell_bad(self, payload: bytes, error: BadPayload) -> None:
         self.bad_payloads += 1
         # The content is not shown: it is somebody's message.
         self._bad_log.tell("dropped a payload of %d bytes from the node's channel: %s", len(payload), error)
 
+    @property
+    def waiting_for_membership(self) -> int:
+        """Bytes of memory of the messages that wait until somebody's membership has been read."""
+        return self.router.window_bytes + self._unrouted
+
+    @property
+    def dropped_for_membership(self) -> int:
+        """Messages that were lost for those whose membership was being read, since too much waited."""
+        return self.router.dropped + self._unrouted_dropped
+
+    def count_lost(self) -> int:
+        """Return how many messages were dropped here, for everybody or for some client, since too much waited."""
+        return self.dropped_for_membership + self._session.dropped
+
     def tell_losses(self) -> None:
         """Say what was lost since the last call; to be called now and then."""
-        lost = self.router.dropped - self._dropped_told
-        if lost:
-            self._dropped_told = self.router.dropped
+        now = (self.dropped_for_membership, self._session.dropped)
+        for_membership, for_all = (after - before for after, before in zip(now, self._told, strict=True))
+        self._told = now
+        if for_membership:
             log.warning(
                 "%d messages could not be kept for clients whose membership was being read, and are lost for them: "
                 "more than --bus-queue-limit (%d bytes) came meanwhile",
-                lost,
+                for_membership,
                 self.router.window_limit,
+            )
+        if for_all:
+            log.warning(
+                "%d messages are lost: they came faster than this node handles them, and more than --bus-queue-limit "
+                "(%d bytes) waited; send less, or to more nodes",
+                for_all,
+                self._session.queue_limit,
             )
         self._bad_log.tell_rest()
 
@@ -198,10 +240,14 @@ class Bus:
         """The stream has a gap: every client waits until its membership has been read again."""
         self._generation += 1
         if self._options.bus == "stream":  # they count as handled, and are not read again
-            self._unrouted = [message for batch in self._batches for message in batch.messages] + self._batch
+            self._to_route_again = [message for batch in self._batches for message in batch.messages] + self._batch
         self._batch = []
         self._batches.clear()
-        self._unread = self.router.hold_all()
+        self._batch_size = self._unrouted = 0
+        if self.router.tracking:
+            self._unread = self.router.hold_all()
+        else:  # just after a fall-back some still wait for their last answer, which is lost with all others
+            self._unread = [client for client in self.router.clients.values() if client.reading]
 
     def reread_all(self, tracking: bool) -> None:
         """Read again what `hold` made uncertain, in chunks.
@@ -223,14 +269,16 @@ class Bus:
         self._reread_chunk(unread, self._generation)
 
     def _route_again(self) -> None:
-        unrouted, self._unrouted = self._unrouted, []
-        for message in unrouted:
+        again, self._to_route_again = self._to_route_again, []
+        for message in again:
             self._take_other(b"", message)
         self.router.finish()
 
     def fall_back(self) -> None:
-        """From now on read the members of a channel for each message to it, as FreeIM does."""
-        self._release([client for client in self.router.clients.values() if client.reading])
+        """From now on read the members of a channel for each message to it, as FreeIM does.
+
+        Those whose membership is being read go on waiting for the answer: it decides over the messages until now.
+        """
         self.router.set_tracking(False)
 
     def _release(self, clients: list[Client]) -> None:
@@ -255,9 +303,9 @@ class Bus:
 
     # ---- memberships by channel: FreeIM's way
 
-    def _route_with_members(self, messages: list[Message]) -> None:
-        channels = {message.channel for message in messages if message.kind == KIND_CHANNEL}
-        batch = _Batch(messages, len(channels))
+    def _route_with_members(self, batch: _Batch) -> None:
+        channels = {message.channel for message in batch.messages if message.kind == KIND_CHANNEL}
+        batch.missing = len(channels)
         self._batches.append(batch)
         for channel in channels:
             self._session.send(partial(self._members_read, batch, channel), "HKEYS", self._chan_key + channel)
@@ -277,6 +325,7 @@ class Bus:
     def _route_ready_batches(self) -> None:
         while self._batches and not self._batches[0].missing:
             batch = self._batches.popleft()
+            self._unrouted -= batch.size
             for message in batch.messages:
                 if message.kind == KIND_CHANNEL:
                     message.members = batch.members[message.channel]
@@ -285,11 +334,12 @@ class Bus:
 
 
 class _Batch:
-    """The messages of one read, and how many of their channels' members are not known yet."""
+    """The messages of one read, what they weigh, and how many of their channels' members are not known yet."""
 
-    __slots__ = ("members", "messages", "missing")
+    __slots__ = ("members", "messages", "missing", "size")
 
-    def __init__(self, messages: list[Message], missing: int) -> None:
+    def __init__(self, messages: list[Message], size: int) -> None:
         self.messages = messages
-        self.missing = missing
+        self.size = size
+        self.missing = 0
         self.members: dict[bytes, frozenset[bytes]] = {}

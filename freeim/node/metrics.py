@@ -104,8 +104,14 @@ class Metrics(Collector):
         yield _gauge("queue_bytes", "Bytes that wait for slow terminals.", fanout.waiting)
         yield _gauge("queue_memory_bytes", "Memory of what waits for slow terminals.", fanout.memory)
         yield _gauge("queue_limit_bytes", "Memory that it may take.", fanout.node_queue_limit)
-        yield _gauge("bus_queue_bytes", "Bytes that wait for clients whose membership is read.", router.window_bytes)
-        yield _gauge("bus_queue_limit_bytes", "Bytes that may wait for such clients.", router.window_limit)
+        yield _labelled(
+            GaugeMetricFamily,
+            "freeim_bus_queue_bytes",
+            "Memory of what came from Redis and waits: to be handled, or until somebody's membership has been read.",
+            ("waits_for",),
+            {"node": self._node._session.queued, "membership": self._node._bus.waiting_for_membership},
+        )
+        yield _gauge("bus_queue_limit_bytes", "Memory that each of the two may take.", router.window_limit)
 
     def _losses(self) -> Iterator[Metric]:
         bus, connections, stream = self._node._bus, self._node._connections, self._node._stream
@@ -115,7 +121,8 @@ class Metrics(Collector):
             "Messages that were lost here, by reason.",
             ("reason",),
             {
-                "bus_queue": bus.router.dropped,
+                "bus_queue": self._node._session.dropped,
+                "membership": bus.dropped_for_membership,
                 "malformed": bus.bad_payloads,
                 "trimmed": stream.position.lost if stream is not None else 0,
                 "away": bus.router.forgotten,
@@ -128,6 +135,8 @@ class Metrics(Collector):
             ("limit",),
             connections.cut,
         )
+        text = "Bytes that waited for connections that were too slow, and were dropped when these were closed."
+        yield _counter("slow_dropped_bytes", text, connections.fanout.dropped)
 
     def _resume(self) -> Iterator[Metric]:
         resume = self._node._connections.resume
@@ -160,6 +169,9 @@ class Metrics(Collector):
         stream = self._node._stream
         caught_up = 0 if stream is None else stream.caught_up
         yield _counter("caught_up_messages", "Messages of the node's stream that came while it was away.", caught_up)
+        presence = self._node._presence
+        yield _counter("restored_connections", "Connections that Redis had lost, put back.", presence.restored)
+        yield _counter("buried_connections", "Connections of dead nodes, taken out by this one.", presence.buried)
         yield _labelled(
             CounterMetricFamily,
             "freeim_redis_errors",

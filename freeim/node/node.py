@@ -115,7 +115,7 @@ class Node:
             self.options = options = self.options.for_worker(0, port=self._sock.getsockname()[1])
             assert options.node is not None
             self._names = names = Names(options.prefix or default_prefix(options.path, options.ids))
-            self._session = Session(self._locate_redis, names.server(options.node), self)
+            self._session = Session(self._locate_redis, names.server(options.node), self, options.bus_queue_limit)
             if self._redis_url is not None:
                 self._session.place = parse_redis_url(self._redis_url).place
             epoch = None if self._handover is None else self._handover.epoch
@@ -142,10 +142,12 @@ class Node:
                 self.on_message = self._stream.take
             self.on_invalidate = self._bus.on_invalidate
             self.on_received = self._bus.on_received
+            self.on_hurry = self._bus.on_hurry
             self._redis_watch = RedisWatch(self._session, self._bus)
             self._master_watch = MasterWatch(self._session, self._find_redis if self._redis_url else None)
             self._burier = Burier(self._session, names, self._presence.epoch, self._presence.bury)
             self._connections.router = self._connections.resume.router = self._bus.router
+            self._connections.resume.count_lost = self._bus.count_lost
             tls = self._files.context
             gate = None if tls is None else TlsGate(tls, self._connections, options.handshake_timeout)
             self._acceptor = Acceptor(

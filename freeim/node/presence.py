@@ -100,6 +100,10 @@ class Presence:
         """Whether the last comparison put everything back."""
         self.lapsed = False
         """Whether the lease ran out during the last comparison, so that somebody was not put back."""
+        self.restored = 0
+        """Connections that Redis had lost and that were put back."""
+        self.buried = 0
+        """Connections of dead instances that were taken out."""
         self._refused_log = SparseLog(logging.WARNING, WARNINGS_PER_MINUTE, "Redis refused %d more such updates")
 
     # ---- the name
@@ -186,6 +190,7 @@ class Presence:
             if taken <= 0:
                 break
             total += taken
+            self.buried += taken
         if total:
             log.info("took out %d connections that a dead node left behind", total)
         return total
@@ -422,6 +427,7 @@ class Presence:
         await self._session.call("PING")
         self._send_closes()  # of those that closed meanwhile, while the session did not count as up
         self.complete = not refused and not self.lapsed
+        self.restored += len(missing) - len(refused)
         if missing:
             log.info("put %d connections back that Redis had lost", len(missing) - len(refused))
 

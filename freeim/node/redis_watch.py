@@ -61,8 +61,7 @@ class RedisWatch:
         if tracked >= FULL * self._limit and idle >= max(IDLE_REREADS, len(self._bus.router.clients)):
             reason = f"more clients than tracking-table-max-keys ({self._limit}) in this Redis"
             log.error("%s: from now on each channel message costs a look-up of its channel's members", reason)
-            self._session.stop_tracking(reason)
-            self._bus.fall_back()
+            self._session.stop_tracking(reason, self._bus.fall_back)
         elif tracked > CROWDED * self._limit and not self._told_crowded:
             self._told_crowded = True
             log.warning(

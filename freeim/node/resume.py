@@ -172,6 +172,8 @@ class Resume:
 
     def __init__(self, options: Options, on_over: Callable[[Connection], None]) -> None:
         self.router: Router | None = None
+        self.count_lost: Callable[[], int] = lambda: 0
+        """Returns how many messages were dropped on their way through this node."""
         self.results = Counter(dict.fromkeys(("resumed", "unknown", "forgotten", "gap"), 0))
         """Terminals that came back, by what became of it."""
         self.ends = Counter(dict.fromkeys(("resumed", "window", "limit", "offline", "stop"), 0))
@@ -191,7 +193,7 @@ class Resume:
         unnoticed = options.ping_interval + options.ping_timeout + options.close_timeout
         self._age_seconds = (options.resume_window + unnoticed) / KEPT_AGES
         self._most = options.node_resume_buffer // 2 // AWAY_COST
-        self._dropped = 0
+        self._lost = 0
 
     @property
     def away(self) -> int:
@@ -342,10 +344,10 @@ class Resume:
             history.broken = history.serials
 
     def _look_for_losses(self) -> None:
-        """A message that the router had no room for is a gap as well."""
-        assert self.router is not None
-        if self.router.dropped != self._dropped:
-            self._dropped = self.router.dropped
+        """Messages that this node had no room for are a gap as well."""
+        lost = self.count_lost()
+        if lost != self._lost:
+            self._lost = lost
             self.gap()
 
     def look_at_clock(self, now: float) -> None:

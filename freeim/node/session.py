@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
@@ -17,6 +18,7 @@ from typing import Any, Final, Protocol
 import hiredis
 
 from freeim.clock import boot_time
+from freeim.envelope import GONE_HEAD, HANDOVER_HEAD, PROBE_HEAD
 from freeim.errors import FreeImError, RedisUnavailable
 from freeim.node.histogram import Histogram
 from freeim.node.link import Callback, LinkLost, RedisLink
@@ -34,6 +36,9 @@ RECOVERY_LIMIT: Final = 30.0
 MAX_BACKOFF: Final = 5.0
 """Seconds between two attempts to connect, at most: a lease is not to run out because of our own patience."""
 
+_VITAL: Final = tuple(head.encode() for head in (PROBE_HEAD, HANDOVER_HEAD, GONE_HEAD))
+"""What a node, or instances of one node, tell themselves is never dropped in a flood."""
+
 _ERROR_CODE: Final = re.compile(r"[A-Z]{2,20}\b")
 
 
@@ -48,6 +53,9 @@ class SessionUser(Protocol):
 
     def on_received(self, complete: bool) -> None:
         """What was read has been handled; where it is not complete the rest follows soon."""
+
+    def on_hurry(self, hurry: int) -> None:
+        """More comes than is handled: slices are to be so many times shorter than usual, or as usual (1)."""
 
     def on_gap(self) -> None:
         """The session is lost; what was under way has failed."""
@@ -66,9 +74,16 @@ class Session:
         locate: Tells where Redis is, before each attempt to connect.
         channel: The node's pub/sub channel.
         user: The node.
+        queue_limit: Bytes of memory of what may have been read and not handled yet; see `RespStream`.
     """
 
-    def __init__(self, locate: Callable[[], Awaitable[RedisAddress]], channel: str, user: SessionUser) -> None:
+    def __init__(
+        self,
+        locate: Callable[[], Awaitable[RedisAddress]],
+        channel: str,
+        user: SessionUser,
+        queue_limit: int = sys.maxsize,
+    ) -> None:
         self.up = False
         self.tracking = False
         self.tracking_refused = ""
@@ -78,6 +93,9 @@ class Session:
         self.gaps = 0
         self.errors = Counter({"connection": 0})
         """Error replies of Redis by code; and connections lost, or attempts to connect that failed."""
+        self.dropped = 0
+        """Messages that were dropped, since more came than was handled and than may wait."""
+        self.queue_limit = queue_limit
         self.round_trip = Histogram()
         """From the sending of a probe to its arrival."""
         self.place = "a place that is not known yet"
@@ -89,7 +107,7 @@ class Session:
         self._writer: RedisLink | None = None
         self._lost: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._held: list[bytes] | None = None
+        self._held = False
         self._last_beat = 0.0
         self._last_probe = 0.0
         self._probes: dict[bytes, float] = {}
@@ -100,6 +118,11 @@ class Session:
     def resp3(self) -> bool:
         """Whether commands can be sent on the connection that is subscribed."""
         return self._reader is not None and self._reader.resp3
+
+    @property
+    def queued(self) -> int:
+        """Bytes of memory of what has been read and is not handled yet."""
+        return 0 if self._reader is None else self._reader.queued
 
     # ---- commands
 
@@ -201,7 +224,7 @@ class Session:
         self._lost.set_result(None)
         was_up, self.up = self.up, False
         self.problem = str(reason)
-        self._held = None
+        self._held = False
         self._drop()
         self.errors["connection"] += 1
         if was_up:
@@ -209,11 +232,22 @@ class Session:
             log.warning("Redis lost (%s); the connections stay, and are served again once it is back", reason)
         self._user.on_gap()
 
-    def stop_tracking(self, reason: str) -> None:
-        """Tell Redis to track no more for this node."""
-        self.tracking = False
-        self.tracking_refused = reason
-        self.read(_ignore, "CLIENT", "TRACKING", "OFF")
+    def stop_tracking(self, reason: str, then: Callable[[], None]) -> None:
+        """Tell Redis to track no more for this node.
+
+        Args:
+            reason: Why.
+            then: Called at that place in the stream behind which Redis tells of no change any more.
+        """
+
+        def stopped(reply: Any) -> None:
+            if isinstance(reply, ConnectionError):
+                return  # whatever Redis it connects to next is asked to track
+            self.tracking = False
+            self.tracking_refused = reason
+            then()
+
+        self.read(stopped, "CLIENT", "TRACKING", "OFF")
 
     def beat_now(self) -> None:
         """Beat without waiting for the next turn."""
@@ -238,6 +272,9 @@ class Session:
         if code is None or code[0] != "NOSCRIPT":  # that one is no failure: the script is sent
             self.errors[code[0] if code else "ERR"] += 1
 
+    def _count_dropped(self, messages: int) -> None:
+        self.dropped += messages
+
     def _drop(self) -> None:
         self._probes.clear()
         reader, self._reader = self._reader, None
@@ -254,9 +291,13 @@ class Session:
             on_message=self._user.on_message,
             on_invalidate=self._user.on_invalidate,
             on_received=self._user.on_received,
+            on_hurry=self._user.on_hurry,
             on_error=self._count_error,
             on_lost=self.lose,
             gate=self._admit,
+            queue_limit=self.queue_limit,
+            on_dropped=self._count_dropped,
+            vital=_VITAL,
         )
         writer = self._writer = RedisLink(on_error=self._count_error, on_lost=self.lose)
         await reader.connect(address)
@@ -343,33 +384,27 @@ class Session:
                 return
             self._last_beat = sent
             self._release()
-            if sent - self._last_probe > SILENCE_LIMIT + BEAT_INTERVAL:
+            # As long as not all is handled that was heard, the probe may be in it.
+            behind = self._reader is not None and self._reader.behind
+            if not behind and sent - self._last_probe > SILENCE_LIMIT + BEAT_INTERVAL:
                 self.lose(LinkLost("the node does not hear its own channel any more"))
                 return
 
-    def _admit(self, data: bytes) -> bool:
-        """Whether a chunk may be read now.
+    def _admit(self) -> bool:
+        """Whether what was read may be handled now.
 
         Where this process slept past its lease, others may have buried it: the leaves of the burial must not be
         believed before the next beat has told, and the reconciliation mended it.
         """
-        if self._held is not None:
-            self._held.append(data)
-            return False
-        if boot_time() - self._last_beat > SILENCE_LIMIT and self.up:
-            self._held = [data]
+        if not self._held and self.up and boot_time() - self._last_beat > SILENCE_LIMIT:
+            self._held = True
             self.beat_now()
-            return False
-        return True
+        return not self._held
 
     def _release(self) -> None:
-        held, self._held = self._held, None
+        held, self._held = self._held, False
         if held and self._reader is not None:
-            self._reader.feed(b"".join(held))
-
-
-def _ignore(_reply: object) -> None:
-    pass
+            self._reader.go_on()
 
 
 def _explain(error: Exception) -> str:

@@ -74,7 +74,7 @@ def pushes(draw: st.DrawFn) -> tuple[bytes, Call]:
 class Log:
     """A stream that writes down what it calls."""
 
-    def __init__(self, push_type: type = hiredis.PushNotification, slice_ms: float = 1e9) -> None:
+    def __init__(self, push_type: type = hiredis.PushNotification, slice_ms: float = 1e9, **more: Any) -> None:
         self.calls: list[Call] = []
         self.stream = RespStream(
             hiredis.Reader(notEnoughData=RespStream.NOTHING),
@@ -83,6 +83,7 @@ class Log:
             lambda keys: self.calls.append(("invalidate", keys)),
             lambda push: self.calls.append(("push", list(push))),
             slice_ms,
+            **more,
         )
 
     def expect(self, count: int, ask_again: bool = False) -> None:
@@ -122,6 +123,45 @@ def test_however_the_stream_is_cut_the_same_calls_come_in_the_same_order(
             log.stream.receive(chunk)
         assert log.calls == expected
         assert not log.stream.waiting
+
+
+@given(
+    st.lists(st.one_of(replies(), pushes()), max_size=30),
+    st.lists(st.integers(0, 10**6), max_size=20),
+    st.lists(st.booleans(), min_size=1, max_size=20),
+    st.integers(1, 2000),
+)
+def test_of_what_waits_only_messages_are_dropped_the_oldest_first_and_each_is_counted(
+    items: list[tuple[bytes, Call]], points: list[int], waits: list[bool], limit: int
+) -> None:
+    dropped: list[int] = []
+    log = Log(queue_limit=limit, on_dropped=dropped.append, vital=(b"\0",))
+    log.expect(sum(call[0] == "reply" for _, call in items))
+    chunks = cut(b"".join(data for data, _ in items), points)
+    latest = b""
+    for number, chunk in enumerate(chunks):
+        if waits[number % len(waits)]:
+            log.stream.queue(chunk)
+            latest = chunk or latest
+            assert log.stream.queued <= max(limit, 64 + len(latest))
+        else:
+            log.stream.receive(chunk)
+    log.stream.receive(b"")
+    assert log.stream.queued == 0
+    calls = iter(call for call in log.calls if call[0] != "to")
+    lost = 0
+    got = next(calls, None)
+    for _, call in items:
+        if call == got:
+            got = next(calls, None)
+        else:
+            lost += 1
+            assert call[0] == "message", "only messages may be missing, and all is in order"
+            assert not call[1].startswith(b"\0"), "vital"
+    assert got is None
+    assert lost == sum(dropped)
+    if 64 * len(chunks) + sum(map(len, chunks)) <= limit:
+        assert not lost, "below the bound"
 
 
 @given(st.lists(BLOBS, max_size=10), st.lists(st.integers(0, 10**6), max_size=8))

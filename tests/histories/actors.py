@@ -271,6 +271,8 @@ class Instance:
     def cut(self) -> None:
         if self.pipe.connected:
             self.pipe.cut()
+            if not self.serves:
+                self.kill()  # a process that cannot start ends
 
     def thaw(self) -> None:
         self.frozen = False

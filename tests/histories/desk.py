@@ -242,7 +242,7 @@ class Desk:
             conn = self.conns[f"{epoch}/{number}"]
             conn.counted, conn.handed_over = False, True
         for instance in self.instances:
-            if gone and instance.epoch == heir and instance.here and instance.serves and instance.pipe.connected:
+            if gone and instance.epoch == heir and instance.here and instance.pipe.connected:
                 instance.await_return(gone)
         return reply
 

@@ -16,6 +16,7 @@ from freeim import ImHelper
 from freeim.errors import ConfigError
 from freeim.names import Names
 from freeim.node import accept
+from freeim.node.link import RedisLink
 from tests.node.harness import (
     Raw,
     Running,
@@ -29,7 +30,7 @@ from tests.node.harness import (
 )
 from tests.node.resuming import resumer
 from tests.node.scrape import Scrape, scrape
-from tests.node.terminals import NEVER_CUT, slow_raw_client
+from tests.node.terminals import NEVER_CUT, resume, slow_raw_client
 from tests.servers import RedisServer
 
 TEXT, CLOSE = 1, 8
@@ -287,6 +288,74 @@ async def test_what_waits_for_slow_terminals_is_told_and_each_that_is_cut_is_cou
             assert found("queue_bytes") < 60_000
 
 
+async def test_of_what_was_handed_to_a_slow_terminal_all_that_it_never_gets_is_counted(
+    redis_server: RedisServer,
+) -> None:
+    async with running(redis_server, queue_limit=300_000, send_buffer=4096, **NEVER_CUT) as run:
+        other = await run.connect(2)
+        slow = await slow_raw_client(run, 1)
+        while not run.node._connections.fanout.too_slow:
+            run.publish(direct([1, 2], "x" * 50_000))
+            await other.next()
+        resume(slow)
+        got = 0
+        while (received := await slow.frame())[0] == TEXT:
+            got += 1
+        assert received == (CLOSE, close_payload(4002, b"too slow"))
+        slow.send(frame(CLOSE, close_payload(4002)))
+        await slow.rest()
+        found = await scrape(run)
+        size = 4 + 50_002  # with the header, and the quotes
+        if vars(accept)["HAVE_EPOLL"]:  # else only what had not been queued yet is dropped
+            assert found("slow_dropped_bytes_total") == found("delivered_bytes_total") / 2 - got * size
+        assert found("slow_dropped_bytes_total") >= size
+
+
+async def test_what_waits_in_a_node_that_does_not_keep_up_is_told_and_what_it_drops_is_counted(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[bytes] = []
+    handle = RedisLink._handle
+
+    def note(link: RedisLink, data: bytes, **how: bool) -> None:
+        reads.append(data)
+        handle(link, data, **how)
+
+    monkeypatch.setattr(RedisLink, "_handle", note)
+    async with running(redis_server, bus_queue_limit=1) as run:
+        peer = await run.connect(1)
+        link = run.node._session._reader
+        assert link is not None
+        link.behind = True  # as if it had something to do that takes long
+        for number in range(10):
+            reads.clear()
+            run.publish(direct([1], number))
+            await until(lambda: b"message" in b"".join(reads), "it has been read")
+        # The last read is kept, and of the one before it nobody has asked yet what is in it.
+        found = await scrape(run)
+        assert found.labelled("dropped_messages_total") == {("bus_queue",): 8}
+        assert 100 < found("bus_queue_bytes", waits_for="node") < 300
+        link.go_on()
+        assert (await peer.fence())[-1] == "9"
+        found = await scrape(run)
+        assert found.labelled("bus_queue_bytes") == {}
+
+
+async def test_connections_that_are_put_back_and_those_of_dead_nodes_are_counted(redis_server: RedisServer) -> None:
+    names = Names("im_v2_ws")
+    redis_server.command("HSET", names.shares, "dead", "127.0.0.1:6001")
+    for number in range(3):
+        redis_server.command("HSET", names.share("dead"), number, f'{number} {{"Item1":{number},"Item2":"m"}}')
+    async with running(redis_server, node="127.0.0.1:6001") as run:
+        found = await scrape(run)
+        assert found("buried_connections_total") == 3
+        assert found("restored_connections_total") == 0
+        peers = [await run.connect(client) for client in (7, 8)]
+        redis_server.flush()
+        await scraped(run, lambda found: found("restored_connections_total") == 2, "both are put back")
+        assert all(peer.is_open for peer in peers)
+
+
 async def test_who_is_cut_for_the_limit_of_the_node_is_counted_apart(redis_server: RedisServer) -> None:
     async with running(redis_server, node_queue_limit=100_000, send_buffer=4096, **NEVER_CUT) as run:
         await slow_raw_client(run, 1)
@@ -321,12 +390,12 @@ async def test_what_waits_for_a_membership_is_told_and_what_does_not_fit_is_coun
             assert len(await other.fence()) == 5
             found = await scrape(run)
             assert found("bus_queue_limit_bytes") == 1000
-            assert found("bus_queue_bytes") == run.node._bus.router.window_bytes >= 1000
+            assert found("bus_queue_bytes", waits_for="membership") == run.node._bus.router.window_bytes >= 1000
             # Each weighs 200 and its frame: the second passes the limit, and three more and the fence do not fit.
-            assert found.labelled("dropped_messages_total") == {("bus_queue",): 4}
+            assert found.labelled("dropped_messages_total") == {("membership",): 4}
             assert found("fanout_connections_sum") == 6, "what waits has not been handed to anybody"
         after = await scrape(run)
-        assert after("bus_queue_bytes") == 0
+        assert after.labelled("bus_queue_bytes") == {}
         assert after("deliveries_total") == 6 + 2
         assert after("delivered_bytes_total") - found("delivered_bytes_total") == 2 * (4 + 402)
         assert after("fanout_connections_sum") == 6, "what had waited was not handed over at once"

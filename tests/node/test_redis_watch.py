@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,51 @@ async def test_with_more_clients_than_the_tracking_table_holds_all_are_served_by
         assert await peers[0].fence() == ['"ho"']
         assert run.node._bus.idle_rereads == rereads, "it reads no more"
         assert "without CLIENT TRACKING" in (await run.http(b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n"))[2].decode()
+
+
+async def test_a_join_that_is_being_read_when_the_node_gives_tracking_up_counts(
+    own_redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(own_redis_server) as run:
+        peer = await run.connect(1)
+        session = run.node._session
+        held: list[Any] = []
+        read = session.read
+        monkeypatch.setattr(session, "read", lambda *args: held.append(args))
+        run.join(1, "room")
+        await until(lambda: held, "the node reads the membership again")
+        run.publish(channel_message("room", "hi"))
+        await run.heard_all()
+        session.stop_tracking("a reason", run.node._bus.fall_back)
+        monkeypatch.undo()
+        for args in reversed(held):  # as if the join had come while Redis was being told
+            read(*args)
+        await until(lambda: not session.tracking, "it has given tracking up")
+        assert await peer.fence() == ['"hi"']
+        run.leave(1, "room")
+        run.publish(channel_message("room", "not for you"))
+        assert await peer.fence() == []
+
+
+async def test_who_waits_for_an_answer_when_the_node_has_given_tracking_up_and_loses_redis_is_served_again(
+    own_redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(own_redis_server) as run:
+        peer = await run.connect(1)
+        session = run.node._session
+        held: list[Any] = []
+        monkeypatch.setattr(session, "read", lambda *args: held.append(args))
+        run.join(1, "room")
+        await until(lambda: held, "the node reads the membership again")
+        monkeypatch.undo()
+        session.stop_tracking("a reason", run.node._bus.fall_back)
+        await until(lambda: not session.tracking, "it has given tracking up")
+        own_redis_server.command("ACL", "SETUSER", "default", "-client|tracking")
+        own_redis_server.kill_clients("pubsub")
+        await run.is_back()
+        assert not session.tracking
+        run.publish(channel_message("room", "hi"))
+        assert await peer.fence() == ['"hi"']
 
 
 async def test_messages_that_were_not_kept_for_a_client_whose_membership_was_read_are_told_as_a_number(

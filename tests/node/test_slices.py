@@ -13,7 +13,7 @@ import freeim.node.bus
 import freeim.node.link
 import freeim.node.presence
 from freeim._core import Connection, RespStream, Router
-from freeim.node.link import LARGE_READ, RedisLink
+from freeim.node.link import GREAT_HURRY, HURRY, LARGE_READ, RedisLink
 from tests.node.harness import channel_message, direct, running, until
 from tests.servers import RedisServer
 
@@ -50,32 +50,104 @@ def message(payload: bytes) -> bytes:
     return b">3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$%d\r\n%s\r\n" % (len(payload), payload)
 
 
-async def test_reading_pauses_until_all_is_handled() -> None:
+async def test_what_is_read_while_something_is_handled_waits_its_turn_and_reading_never_pauses() -> None:
     got: list[bytes] = []
-    complete: list[bool] = []
+    ended: list[bool] = []
     transport = _Transport()
-    link = RedisLink(on_message=got.append, on_received=complete.append)
+    link = RedisLink(on_message=got.append, on_received=ended.append)
     link.connection_made(transport)
     link.data_received(message(b"1") + message(b"2"))
-    assert (got, complete, transport.calls) == ([b"1"], [False], ["pause"])
-    await until(lambda: complete[-1])
-    assert got == [b"1", b"2"]
-    assert complete == [False, False, True]
-    assert transport.calls == ["pause", "resume"] * 2
+    assert (got, ended, link.queued) == ([b"1"], [False], 0)
+    link.data_received(message(b"3"))
+    link.data_received(message(b"4"))
+    assert got == [b"1"]
+    assert link.queued >= 2 * len(message(b"3"))
+    await until(lambda: not link.behind)
+    assert got == [b"1", b"2", b"3", b"4"]
+    assert ended == [False, False, True, True, True], "each read was told of that had come to its end"
+    assert link.queued == 0
+    assert transport.calls == []
+
+
+async def test_of_what_waits_beyond_the_limit_the_oldest_messages_are_dropped_and_counted() -> None:
+    got: list[bytes] = []
+    dropped: list[int] = []
+    link = RedisLink(on_message=got.append, queue_limit=100_000, on_dropped=dropped.append, vital=(b"vital",))
+    link.connection_made(_Transport())
+    link.data_received(message(b"first") + message(b"second"))
+    link.data_received(message(b"vital"))
+    for number in range(1000):
+        link.data_received(message(b"%04d" % number + bytes(1000)))
+        assert link.queued <= 100_000
+    assert got == [b"first"]
+    assert dropped
+    await until(lambda: not link.behind)
+    assert got[:2] == [b"first", b"vital"], "what is older than all that was kept, and vital"
+    left = [int(payload[:4]) for payload in got[2:]]
+    assert left == list(range(1000 - len(left), 1000))
+    assert 90 <= len(left) < 100
+    assert sum(dropped) + len(got) == 1003
+
+
+async def test_slices_are_the_shorter_the_more_comes_and_as_usual_once_all_is_handled() -> None:
+    hurry: list[int] = []
+    link = RedisLink(on_message=lambda _: None, on_hurry=hurry.append)
+    link.connection_made(_Transport())
+    link.data_received(message(b"1") * 2)
+    link.data_received(message(b"1"))
+    await until(lambda: not link.behind)
+    assert hurry == [], "something small came meanwhile"
+    link.data_received(message(bytes(LARGE_READ)) * 3)
+    await until(lambda: not link.behind)
+    assert hurry == [HURRY, 1], "much that came at once"
+    hurry.clear()
+    link.data_received(message(bytes(LARGE_READ)))
+    link.data_received(message(bytes(LARGE_READ)))
+    await until(lambda: not link.behind)
+    assert hurry == [GREAT_HURRY, 1], "it goes on coming"
+
+
+async def test_a_queue_that_overflows_with_what_is_no_resp_ends_the_link() -> None:
+    lost: list[Exception] = []
+    link = RedisLink(on_message=lambda _: None, on_lost=lost.append, queue_limit=1)
+    link.connection_made(_Transport())
+    link.data_received(message(b"1") + message(b"2"))
+    link.data_received(b"no RESP")
+    link.data_received(b"at all")
+    link.data_received(b".")
+    assert "not its protocol" in str(lost[0])
+    assert not link.alive
+
+
+async def test_what_the_gate_holds_back_waits_until_it_is_told_to_go_on() -> None:
+    got: list[bytes] = []
+    shut: list[bool] = [True]
+    link = RedisLink(on_message=got.append, gate=lambda: not shut)
+    link.connection_made(_Transport())
+    for payload in (b"1", b"2", b"3"):
+        link.data_received(message(payload))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert got == []
+    shut.clear()
+    link.go_on()
+    await until(lambda: not link.behind)
+    assert got == [b"1", b"2", b"3"]
 
 
 async def test_behind_a_large_read_the_loop_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(freeim.node.link, "RespStream", RespStream)
-    complete: list[bool] = []
-    transport = _Transport()
-    link = RedisLink(on_message=lambda _: None, on_received=complete.append)
-    link.connection_made(transport)
+    got: list[int] = []
+    link = RedisLink(on_message=lambda payload: got.append(len(payload)))
+    link.connection_made(_Transport())
     link.data_received(message(b"small"))
-    assert transport.calls == []
+    assert not link.behind
     link.data_received(message(bytes(LARGE_READ)))
-    assert transport.calls == ["pause"]
-    await until(lambda: transport.calls == ["pause", "resume"])
-    assert all(complete)
+    assert link.behind
+    link.data_received(message(b"next"))
+    assert got == [5, LARGE_READ]
+    await until(lambda: not link.behind)
+    assert got == [5, LARGE_READ, 4]
 
 
 async def test_a_defect_in_a_later_slice_ends_the_link_and_holds_up_nobody() -> None:
