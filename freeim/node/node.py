@@ -86,6 +86,8 @@ class Node:
         self._comparing = False
         self._forgotten = 0
         """How often Redis dropped all its keys."""
+        self._early_receipts: list[tuple[Message, bytes, bool]] = []
+        """Those that are due before the list of nodes is known."""
 
     # ---- life
 
@@ -210,6 +212,9 @@ class Node:
             dead = await self._presence.take()
             self._bus.router.open = True
             await self._presence.look_for_gone()  # of one that drains, since the name was taken
+        early, self._early_receipts = self._early_receipts, []
+        for receipt in early:
+            self._send_receipt(*receipt)
         await self._burier.begin(dead)
         await self._redis_watch.connected()
         if self._stream is not None:
@@ -503,6 +508,11 @@ class Node:
     # ---- what the bus asks
 
     def _send_receipt(self, message: Message, receiver: bytes, delivered: bool) -> None:
+        if not self.nodes:
+            # In a hand-over the place from which on receipts are ours may be heard on the one connection before the
+            # other brings the list of nodes.
+            self._early_receipts.append((message, receiver, delivered))
+            return
         ids = self.options.ids
         sender = parse_client_id(message.sender.decode(), ids)
         source = parse_client_id(receiver.decode(), ids)

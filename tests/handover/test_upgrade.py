@@ -234,6 +234,7 @@ async def test_receipts_pass_from_one_to_the_other_without_a_gap_or_a_double(red
         new = place.start()
         asked = 0
         while "freeim" not in new.stdout:
+            assert new.process.poll() is None, new.stderr
             place.tell(direct([50], asked, sender=1, receipt=True))
             asked += 1
             await asyncio.sleep(0.002)
