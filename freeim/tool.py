@@ -113,7 +113,7 @@ def _send(helper: ImHelper, options: argparse.Namespace) -> None:
         published = helper.send_message(sender, client, options.text, report_offline=True)
         _tell(published)
         if published.offline:
-            print(f"client {options.client} is not online, so nobody got it", file=sys.stderr)
+            print(f"client {options.client} is not online", file=sys.stderr)
     else:
         _tell(helper.send_chan_message(sender, options.channel, options.text))
         members = helper.get_chan_online(options.channel)
@@ -132,4 +132,4 @@ def _client_id(text: str, kind: str) -> AnyId:
 def _tell(published: Published) -> None:
     print(f"published to {published.addressed} node{'s' * (published.addressed != 1)}")
     if published.silent:
-        print(f"nobody runs {', '.join(published.silent)}, so clients there did not get it", file=sys.stderr)
+        print(f"nobody runs {', '.join(published.silent)} at the moment", file=sys.stderr)

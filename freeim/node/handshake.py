@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("freeim")
 
+_NO_HTTP: Final = "this is no HTTP request; a node speaks TLS only with --tls-cert"
 _HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -123,7 +124,7 @@ class Handshake(asyncio.Protocol):
             if self._buffer.startswith(SIGNATURE.lstrip()):
                 raise _stranger()
             if not self._buffer[:1].isalpha() and self._buffer:
-                raise Refusal(400, "this is no HTTP request; a node speaks TLS only with --tls-cert")
+                raise Refusal(400, _NO_HTTP if self._connections.options.tls_cert is None else "this is no HTTP request")
             end = self._buffer.find(_HEAD_END)
             if end > max_head or (end < 0 and len(self._buffer) > max_head):
                 raise Refusal(431, f"the request head is longer than {max_head} bytes")

@@ -87,7 +87,7 @@ def test_who_sends_is_the_system_or_the_client_that_is_named(redis_server: Redis
 def test_sending_to_somebody_who_is_not_there_is_said(redis_server: RedisServer) -> None:
     done = send(redis_server, "send", "6", "x")
     assert done.returncode == 0
-    assert done.stderr == "client 6 is not online, so nobody got it\n"
+    assert done.stderr == "client 6 is not online\n"
 
 
 @pytest.mark.usefixtures("node")
