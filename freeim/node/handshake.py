@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("freeim")
 
-_NO_HTTP: Final = "this is no HTTP request; a node speaks TLS only with --tls-cert"
+_NO_HTTP: Final = "this is no HTTP request"
 _HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -124,7 +124,8 @@ class Handshake(asyncio.Protocol):
             if self._buffer.startswith(SIGNATURE.lstrip()):
                 raise _stranger()
             if not self._buffer[:1].isalpha() and self._buffer:
-                raise Refusal(400, _NO_HTTP if self._connections.options.tls_cert is None else "this is no HTTP request")
+                tls = self._connections.options.tls_cert is not None
+                raise Refusal(400, _NO_HTTP if tls else f"{_NO_HTTP}; a node speaks TLS only with --tls-cert")
             end = self._buffer.find(_HEAD_END)
             if end > max_head or (end < 0 and len(self._buffer) > max_head):
                 raise Refusal(431, f"the request head is longer than {max_head} bytes")
