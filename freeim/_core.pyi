@@ -18,6 +18,7 @@ class BadStream(Exception): ...
 @final
 class RespStream:
     hurry: int
+    queue_limit: int
     NOTHING: ClassVar[object]
     def __init__(
         self,

@@ -114,6 +114,10 @@ class RedisLink(asyncio.Protocol):
         """Whether commands can be sent."""
         return self._transport is not None
 
+    def set_queue_limit(self, limit: int) -> None:
+        """Change how much may wait; what is too much by it goes when more comes."""
+        self._queue_limit = self._stream.queue_limit = limit
+
     @property
     def queued(self) -> int:
         """Bytes of memory of what has been read and is not handled yet."""

@@ -124,6 +124,12 @@ class Session:
         """Bytes of memory of what has been read and is not handled yet."""
         return 0 if self._reader is None else self._reader.queued
 
+    def set_queue_limit(self, limit: int) -> None:
+        """Change the limit of what may have been read and not handled yet."""
+        self.queue_limit = limit
+        if self._reader is not None:
+            self._reader.set_queue_limit(limit)
+
     # ---- commands
 
     def send(self, callback: Callback, *args: str | bytes | int) -> None:
@@ -340,15 +346,20 @@ class Session:
             # Full jitter: nodes that lost Redis together do not come back together.
             await asyncio.sleep(random.uniform(0, delay))
             delay = min(MAX_BACKOFF, delay * 2)
+            recovering = False
             try:
                 async with asyncio.timeout(RECOVERY_LIMIT):
                     await self._connect()
+                    recovering = True
                     await self._user.recover()
             except (OSError, TimeoutError, hiredis.HiredisError, FreeImError) as error:
                 self.problem = f"Redis at {self.place}: {_explain(error)}"
-                if self._lost is not None and not self._lost.done():  # else `lose` has counted it
+                lost = self._lost is not None and self._lost.done()  # then `lose` has done the rest
+                if not lost:
                     self.errors["connection"] += 1
                 self._drop()
+                if recovering and not lost:
+                    self._user.on_gap()  # what was read again was read on connections that are gone
                 continue
             if self._lost is None or self._lost.done():
                 continue
