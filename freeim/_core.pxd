@@ -209,6 +209,7 @@ cdef class RespStream:
         public Py_ssize_t queue_limit
         object _on_dropped            # (number of messages)
         tuple _vital
+        tuple _stored
         readonly Py_ssize_t queued    # bytes of memory of `_queue`
         public int hurry              # slices are so many times shorter, as more comes than is handled; 1: as usual
         readonly bint read_ended      # the last `receive` has handed on all of a read at least

@@ -32,6 +32,7 @@ class RespStream:
         queue_limit: int = ...,
         on_dropped: Callable[[int], None] | None = None,
         vital: tuple[bytes, ...] = (),
+        stored: tuple[bytes, ...] = (),
     ) -> None: ...
     @property
     def waiting(self) -> deque[Callable[[Any], Callable[[], Any] | None]]: ...

@@ -75,6 +75,7 @@ class Session:
         channel: The node's pub/sub channel.
         user: The node.
         queue_limit: Bytes of memory of what may have been read and not handled yet; see `RespStream`.
+        stored: Beginnings of the payloads of messages that can be read again; see `RespStream`.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Session:
         channel: str,
         user: SessionUser,
         queue_limit: int = sys.maxsize,
+        stored: tuple[bytes, ...] = (),
     ) -> None:
         self.up = False
         self.tracking = False
@@ -103,6 +105,7 @@ class Session:
         self._locate = locate
         self._channel = channel
         self._user = user
+        self._stored = stored
         self._reader: RedisLink | None = None
         self._writer: RedisLink | None = None
         self._lost: asyncio.Future[None] | None = None
@@ -304,6 +307,7 @@ class Session:
             queue_limit=self.queue_limit,
             on_dropped=self._count_dropped,
             vital=_VITAL,
+            stored=self._stored,
         )
         writer = self._writer = RedisLink(on_error=self._count_error, on_lost=self.lose)
         await reader.connect(address)
