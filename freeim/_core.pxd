@@ -206,9 +206,10 @@ cdef class RespStream:
         object _queue                 # deque of bytes that `_reader` has not been fed with: they are behind all else
         Py_ssize_t _fed               # bytes of the first of these that it has been fed with nevertheless
         object _kept                  # deque of items that dropping has left, before all of `_reader`'s; or None
-        Py_ssize_t _limit
+        public Py_ssize_t queue_limit
         object _on_dropped            # (number of messages)
         tuple _vital
+        tuple _stored
         readonly Py_ssize_t queued    # bytes of memory of `_queue`
         public int hurry              # slices are so many times shorter, as more comes than is handled; 1: as usual
         readonly bint read_ended      # the last `receive` has handed on all of a read at least
@@ -261,6 +262,7 @@ cdef class Log:
     cdef NoResult forget(self, long long number) except NoResult.FAILED
     cdef NoResult grow_older(self) except NoResult.FAILED
     cdef NoResult forget_older(self, long long ages) except NoResult.FAILED
+    cdef long long ages(self) noexcept
 
 
 @cython.final
@@ -272,6 +274,8 @@ cdef class Logs:
         readonly Py_ssize_t limit
         public long long age          # of the node, from AGES on: messages are kept for AGES - 1 of these, at least
         object _turns                 # deque of Log: all that have not ended, and some that have
+        long long _cut                # no log held anything older than so many ages ...
+        long long _cut_age            # ... in this age
 
     cdef Py_ssize_t memory_now(self) noexcept
     cdef NoResult relieve(self) except NoResult.FAILED

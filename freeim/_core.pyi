@@ -18,6 +18,7 @@ class BadStream(Exception): ...
 @final
 class RespStream:
     hurry: int
+    queue_limit: int
     NOTHING: ClassVar[object]
     def __init__(
         self,
@@ -31,6 +32,7 @@ class RespStream:
         queue_limit: int = ...,
         on_dropped: Callable[[int], None] | None = None,
         vital: tuple[bytes, ...] = (),
+        stored: tuple[bytes, ...] = (),
     ) -> None: ...
     @property
     def waiting(self) -> deque[Callable[[Any], Callable[[], Any] | None]]: ...

@@ -66,6 +66,13 @@ cdef class Log:
         """Forget all but the messages of the last so many ages, at most `AGES`."""
         return self.forget(self.before[(self.age - ages + 1) % AGES])
 
+    cdef long long ages(self) noexcept:
+        """Return in how many ages, up to the last look, what is here has come; 1 where nothing is here."""
+        cdef long long count = 1
+        while count < AGES and self.before[(self.age - count + 1) % AGES] > self.forgotten:
+            count += 1
+        return count
+
 
 cdef class Logs:
     """All logs of a node, and the memory that they take together.
@@ -79,7 +86,7 @@ cdef class Logs:
         self.log_limit = log_limit
         self.limit = limit
         self.backlog = Backlog()
-        self.age = AGES
+        self.age = self._cut = self._cut_age = AGES
         self._turns = deque()
 
     def add(self):
@@ -113,9 +120,15 @@ cdef class Logs:
         cdef:
             Log log
             Py_ssize_t enough = self.limit - self.limit // 16
-            long long ages = AGES
+            # What is older was forgotten last time: no need to walk over all logs once for each of those ages.
+            long long done = min(<long long>AGES, self._cut + self.age - self._cut_age)
+            long long ages = done
+            Py_ssize_t before
         while self.memory_now() > enough and self.backlog.size:
+            self._cut = max(done, 1)
+            self._cut_age = self.age
             ages -= 1
+            before = self.backlog.size
             for log in self._turns:
                 if self.memory_now() <= enough:
                     break
@@ -124,4 +137,10 @@ cdef class Logs:
                     log.forget_older(ages)
                 else:  # all is of the youngest age: an eighth
                     log.forget(log.forgotten + (log.last - log.forgotten + 7) // 8)
+            done = ages
+            if self.backlog.size == before and ages > 1:  # nothing is so old: all may be young, in many logs
+                ages = 1
+                for log in self._turns:
+                    ages = max(ages, log.ages())
+                done = ages
         return NoResult.DONE

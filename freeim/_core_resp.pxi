@@ -34,12 +34,14 @@ cdef class RespStream:
             dropped; replies and all other pushes are kept, in their order.
         on_dropped: Called with the number of messages whenever some have been dropped.
         vital: Beginnings of the payloads of messages that are never dropped.
+        stored: The same of those that can be read again, so that dropping them loses nothing: they are not counted.
     """
 
     NOTHING = object()
 
     def __init__(self, reader, push_type, on_message, on_invalidate, on_push, double slice_ms=2.0,
-                 on_error=None, Py_ssize_t queue_limit=0x7FFFFFFFFFFFFFFF, on_dropped=None, tuple vital=()):
+                 on_error=None, Py_ssize_t queue_limit=0x7FFFFFFFFFFFFFFF, on_dropped=None, tuple vital=(),
+                 tuple stored=()):
         self._reader = reader
         self._push_type = push_type
         self._waiting = deque()
@@ -52,9 +54,10 @@ cdef class RespStream:
         self.hurry = 1
         self._queue = deque()
         self._kept = None
-        self._limit = queue_limit
+        self.queue_limit = queue_limit
         self._on_dropped = on_dropped
         self._vital = vital
+        self._stored = stored
 
     @property
     def waiting(self):
@@ -111,7 +114,7 @@ cdef class RespStream:
         if data:
             self._queue.append(data)
             self.queued += READ_COST + len(data)
-        if self.queued > self._limit:
+        if self.queued > self.queue_limit:
             self._shed()
 
     cdef _feed(self):
@@ -132,13 +135,13 @@ cdef class RespStream:
             object gets = self._reader.gets
             object item
             long long dropped = 0
-        while self.queued > self._limit and len(self._queue) > 1:
+        while self.queued > self.queue_limit and len(self._queue) > 1:
             item = self._next(gets)
             if item is RespStream.NOTHING:
                 self._feed()
             elif type(item) is self._push_type and self._is_message(item) \
                     and not (<list>item)[2].startswith(self._vital):
-                dropped += 1
+                dropped += not (<list>item)[2].startswith(self._stored)
             elif self._kept is None:
                 self._kept = deque((item,))
             else:

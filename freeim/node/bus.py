@@ -111,7 +111,8 @@ class Bus:
 
     def reload(self, options: Options) -> None:
         """Take new options."""
-        self.router.window_limit = options.bus_queue_limit
+        self.router.window_limit = self._unrouted_limit = options.bus_queue_limit
+        self._session.set_queue_limit(options.bus_queue_limit)
 
     # ---- what the reader hears
 
@@ -240,7 +241,9 @@ class Bus:
         """The stream has a gap: every client waits until its membership has been read again."""
         self._generation += 1
         if self._options.bus == "stream":  # they count as handled, and are not read again
-            self._to_route_again = [message for batch in self._batches for message in batch.messages] + self._batch
+            # Behind what an earlier gap has left, where nothing was routed between the two.
+            self._to_route_again += [message for batch in self._batches for message in batch.messages]
+            self._to_route_again += self._batch
         self._batch = []
         self._batches.clear()
         self._batch_size = self._unrouted = 0

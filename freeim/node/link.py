@@ -55,6 +55,7 @@ class RedisLink(asyncio.Protocol):
         queue_limit: Bytes of memory that may wait; see `RespStream`.
         on_dropped: Called with the number of messages whenever some were dropped, since more than that waited.
         vital: Beginnings of the payloads of messages that are never dropped.
+        stored: The same of those that can be read again; see `RespStream`.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class RedisLink(asyncio.Protocol):
         queue_limit: int = sys.maxsize,
         on_dropped: Callable[[int], None] | None = None,
         vital: tuple[bytes, ...] = (),
+        stored: tuple[bytes, ...] = (),
     ) -> None:
         self.resp3 = False
         self._loop = asyncio.get_running_loop()
@@ -85,6 +87,7 @@ class RedisLink(asyncio.Protocol):
         self._queue_limit = queue_limit
         self._on_dropped = on_dropped
         self._vital = vital
+        self._stored = stored
         self._subscribed: asyncio.Future[None] | None = None
         self._out: list[bytes] = []
         self.behind = False
@@ -107,12 +110,17 @@ class RedisLink(asyncio.Protocol):
             queue_limit=self._queue_limit,
             on_dropped=self._on_dropped,
             vital=self._vital,
+            stored=self._stored,
         )
 
     @property
     def alive(self) -> bool:
         """Whether commands can be sent."""
         return self._transport is not None
+
+    def set_queue_limit(self, limit: int) -> None:
+        """Change how much may wait; what is too much by it goes when more comes."""
+        self._queue_limit = self._stream.queue_limit = limit
 
     @property
     def queued(self) -> int:

@@ -21,7 +21,7 @@ from freeim.config import OPTIONS, Options
 from freeim.config_checks import join_bind
 from freeim.config_reload import Change, take
 from freeim.embedded.join import EmbeddedRedis, join_in_thread
-from freeim.envelope import direct, direct_tail, receipt_text
+from freeim.envelope import STREAM_HEAD, direct, direct_tail, receipt_text
 from freeim.errors import ConfigError, NodeReplaced
 from freeim.names import Names, connect_url, default_prefix, owners, parse_client_id
 from freeim.node.accept import Acceptor, adopt, listen
@@ -117,7 +117,9 @@ class Node:
             self.options = options = self.options.for_worker(0, port=self._sock.getsockname()[1])
             assert options.node is not None
             self._names = names = Names(options.prefix or default_prefix(options.path, options.ids))
-            self._session = Session(self._locate_redis, names.server(options.node), self, options.bus_queue_limit)
+            stored = (STREAM_HEAD.encode(),) if options.bus == "stream" else ()
+            channel = names.server(options.node)
+            self._session = Session(self._locate_redis, channel, self, options.bus_queue_limit, stored)
             if self._redis_url is not None:
                 self._session.place = parse_redis_url(self._redis_url).place
             epoch = None if self._handover is None else self._handover.epoch
@@ -149,7 +151,7 @@ class Node:
             self._master_watch = MasterWatch(self._session, self._find_redis if self._redis_url else None)
             self._burier = Burier(self._session, names, self._presence.epoch, self._presence.bury)
             self._connections.router = self._connections.resume.router = self._bus.router
-            self._connections.resume.count_lost = self._bus.count_lost
+            self._connections.resume.count_lost = self._count_lost
             tls = self._files.context
             gate = None if tls is None else TlsGate(tls, self._connections, options.handshake_timeout)
             self._acceptor = Acceptor(
@@ -504,6 +506,10 @@ class Node:
             log.info("Redis writes again")
             return True
         return revived or not self._presence.complete
+
+    def _count_lost(self) -> int:
+        """Return how many messages did not get through this node: dropped, or trimmed before it read them."""
+        return self._bus.count_lost() + (0 if self._stream is None else self._stream.position.lost)
 
     # ---- what the bus asks
 

@@ -109,10 +109,19 @@ class History:
         self.serials = 0
         self.broken = 0
         """Connections up to this serial lived while messages may have been lost on their way to this node."""
+        self.gaps = 0
+        """How many gaps `broken` knows of."""
+        self.away: dict[Stay, None] = {}
+        """Those of `stays` that are away, the oldest first."""
 
-    def count(self) -> None:
-        """Tell the log how many connections are away and not resumed."""
-        self.log.away = sum(stay.lost and stay.successor is None for stay in self.stays.values())
+    def count(self, stay: Stay) -> None:
+        """Tell the log whether a connection is one of those that are lost and not resumed; to be called after changes.
+
+        Not by a look at all of them: a client may have thousands, which are lost together.
+        """
+        counts = stay.lost and stay.successor is None and stay.serial in self.stays
+        self.log.away += counts - stay.counts
+        stay.counts = counts
 
 
 class Stay:
@@ -128,8 +137,10 @@ class Stay:
         "away",
         "begun",
         "connection",
+        "counts",
         "final",
         "first",
+        "follows",
         "history",
         "last_id",
         "lost",
@@ -154,6 +165,10 @@ class Stay:
         """Its 101 is on its way."""
         self.lost = False
         """It is closing or away, and may be resumed."""
+        self.counts = False
+        """It counts in the log's `away`."""
+        self.follows: Stay | None = None
+        """The connection whose `successor` this is, until it has begun."""
         self.away = False
         """Its socket is gone."""
         self.final = False
@@ -194,6 +209,7 @@ class Resume:
         self._age_seconds = (options.resume_window + unnoticed) / KEPT_AGES
         self._most = options.node_resume_buffer // 2 // AWAY_COST
         self._lost = 0
+        self._gaps = 0
 
     @property
     def away(self) -> int:
@@ -209,12 +225,15 @@ class Resume:
         history = self._histories.get(client)
         if history is None:
             history = self._histories[client] = History(self.logs.add())
+            history.gaps = self._gaps
             client.log = history.log
+        self._tell_gaps(history)
         stay = self._stays[connection] = Stay(connection, history, asked)
         before = self._predecessor(stay)
         if before is not None and before.successor is None:
             before.successor = stay
-            history.count()
+            stay.follows = before
+            history.count(before)
 
     def begins(self, connection: Connection) -> None:
         """The 101 is about to be written: put the announcement, and what was missed, in front of what waits."""
@@ -229,6 +248,7 @@ class Resume:
         text = json.dumps({"id": str(last_id), "missed": missed}, separators=(",", ":"))
         connection.put_first([control_frame(_OPCODE_TEXT, f"{HEAD}{text}".encode()), *frames])
         self.replayed += len(frames)
+        stay.follows = None
         before = self._predecessor(stay)
         if before is not None and before.successor is stay and before.away:
             self._end(before, "resumed")
@@ -244,6 +264,7 @@ class Resume:
             return []
         self._look_for_losses()
         history, last_id = stay.history, stay.last_id
+        self._tell_gaps(history)
         frames = None
         if last_id is None or last_id.serial >= stay.serial or last_id.number > stay.start or history.log.ended:
             result = "unknown"
@@ -264,7 +285,7 @@ class Resume:
             stay.final = True
         else:
             stay.lost = True
-            stay.history.count()
+            stay.history.count(stay)
 
     def keeps(self, connection: Connection) -> bool:
         """The socket of a connection is gone. Return whether it is away now, and goes on being counted."""
@@ -276,12 +297,13 @@ class Resume:
         assert self.router is not None
         self.router.retire(connection)
         stay.lost = stay.away = True
-        stay.history.count()
+        of_client = stay.history.away
+        of_client[stay] = None
+        stay.history.count(stay)
         self._away.start(stay, self._loop.time())
         self.logs.others += AWAY_COST
-        of_client = [other for other in stay.history.stays.values() if other.away]
         if len(of_client) > AWAY_PER_CLIENT:
-            self._end(of_client[0], "limit")
+            self._end(next(iter(of_client)), "limit")
         elif self.away > self._most:
             self._end(self._away.first(), "limit")
         return True
@@ -293,12 +315,12 @@ class Resume:
             return
         history = stay.history
         del history.stays[stay.serial]
-        for other in history.stays.values():
-            if other.successor is stay and not stay.begun:
-                other.successor = None  # this one never came so far
-        if history.stays:
-            history.count()
-        else:
+        history.count(stay)
+        before, stay.follows = stay.follows, None
+        if before is not None and before.serial in history.stays:
+            before.successor = None  # this one never came so far
+            history.count(before)
+        if not history.stays:
             self._forget(connection.client, history)
 
     def _forget(self, client: Client, history: History) -> None:
@@ -311,6 +333,7 @@ class Resume:
         """A connection is not away any more."""
         if stay.away:
             stay.away = False
+            del stay.history.away[stay]
             self._away.finish(stay)
             self.logs.others -= AWAY_COST
             self.ends[why] += 1
@@ -340,7 +363,11 @@ class Resume:
 
     def gap(self) -> None:
         """Messages to this node may have been lost: whoever is connected or away is told when it comes back."""
-        for history in self._histories.values():
+        self._gaps += 1  # and no more: in a flood each one that comes may find another
+
+    def _tell_gaps(self, history: History) -> None:
+        if history.gaps != self._gaps:
+            history.gaps = self._gaps
             history.broken = history.serials
 
     def _look_for_losses(self) -> None:

@@ -75,6 +75,7 @@ class Session:
         channel: The node's pub/sub channel.
         user: The node.
         queue_limit: Bytes of memory of what may have been read and not handled yet; see `RespStream`.
+        stored: Beginnings of the payloads of messages that can be read again; see `RespStream`.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Session:
         channel: str,
         user: SessionUser,
         queue_limit: int = sys.maxsize,
+        stored: tuple[bytes, ...] = (),
     ) -> None:
         self.up = False
         self.tracking = False
@@ -103,6 +105,7 @@ class Session:
         self._locate = locate
         self._channel = channel
         self._user = user
+        self._stored = stored
         self._reader: RedisLink | None = None
         self._writer: RedisLink | None = None
         self._lost: asyncio.Future[None] | None = None
@@ -123,6 +126,12 @@ class Session:
     def queued(self) -> int:
         """Bytes of memory of what has been read and is not handled yet."""
         return 0 if self._reader is None else self._reader.queued
+
+    def set_queue_limit(self, limit: int) -> None:
+        """Change the limit of what may have been read and not handled yet."""
+        self.queue_limit = limit
+        if self._reader is not None:
+            self._reader.set_queue_limit(limit)
 
     # ---- commands
 
@@ -298,6 +307,7 @@ class Session:
             queue_limit=self.queue_limit,
             on_dropped=self._count_dropped,
             vital=_VITAL,
+            stored=self._stored,
         )
         writer = self._writer = RedisLink(on_error=self._count_error, on_lost=self.lose)
         await reader.connect(address)
@@ -340,15 +350,20 @@ class Session:
             # Full jitter: nodes that lost Redis together do not come back together.
             await asyncio.sleep(random.uniform(0, delay))
             delay = min(MAX_BACKOFF, delay * 2)
+            recovering = False
             try:
                 async with asyncio.timeout(RECOVERY_LIMIT):
                     await self._connect()
+                    recovering = True
                     await self._user.recover()
             except (OSError, TimeoutError, hiredis.HiredisError, FreeImError) as error:
                 self.problem = f"Redis at {self.place}: {_explain(error)}"
-                if self._lost is not None and not self._lost.done():  # else `lose` has counted it
+                lost = self._lost is not None and self._lost.done()  # then `lose` has done the rest
+                if not lost:
                     self.errors["connection"] += 1
                 self._drop()
+                if recovering and not lost:
+                    self._user.on_gap()  # what was read again was read on connections that are gone
                 continue
             if self._lost is None or self._lost.done():
                 continue

@@ -234,6 +234,8 @@ class Successor:
             # It may live, and must not answer for this node any more.
             self._link.send(Refused(f"it did not serve within {START_SECONDS:.0f} s"))
             self._link.close()
+            # One that reads nothing would hold the link, and with it the place of the next one, for good.
+            self._loop.call_later(DONE_SECONDS, self._link.abort)
 
     # ---- what it says
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 import pytest
@@ -179,6 +180,33 @@ def test_the_oldest_of_all_are_forgotten_first() -> None:
         clients.send(b"x" * 1000, [1])
     assert (clients[0].last, clients[0].forgotten) == (1, 1)
     assert (clients[1].last, clients[1].forgotten) == (8, 0)
+
+
+def test_the_oldest_go_first_however_old_and_however_often() -> None:
+    clients = Clients(3, limit=10_000)
+    for of, later in ((1, 4), (0, 9), (1, 3)):  # ages 16, 12 and 3 in the end
+        clients.send(b"x" * 1000, [of])
+        clients.logs.age += later
+    forgotten = [(0, 0)]
+    while forgotten[-1] != (1, 2):
+        clients.send(b"x" * 1000, [2])
+        now = clients[0].forgotten, clients[1].forgotten
+        if now != forgotten[-1]:
+            forgotten.append(now)
+        assert clients[2].forgotten == 0
+    assert forgotten == [(0, 0), (0, 1), (1, 1), (1, 2)]
+
+
+def test_logs_without_anything_old_are_not_walked_over_once_for_each_age() -> None:
+    clients = Clients(10_000, limit=10_000 * 16 * 3)
+    everybody = range(10_000)
+    took = []
+    for _ in range(16):
+        began = time.process_time()
+        clients.send(b"x", everybody)
+        took.append(time.process_time() - began)
+    assert clients[0].forgotten or clients[9_999].forgotten, "the limit was reached"
+    assert min(took[8:]) < 2.8 * min(took[:3]), "room is made several times for each message"
 
 
 def test_a_log_that_has_ended_takes_nothing_more_and_is_dropped() -> None:

@@ -374,6 +374,13 @@ async def _(server: RedisServer, _: Path) -> None:
                     run.publish(direct([1, 2], str(number)))
                 assert len(await other.fence()) == 5
         assert await peer.fence() == ['"0"']
+        session, bus = run.node._session, run.node._bus
+        for limit in (5000, 7000):
+            reloaded(run, bus_queue_limit=limit)
+            assert session._reader is not None
+            # What is read and not handled yet, on this connection and later ones; and what waits without tracking.
+            limits = {session._reader._stream.queue_limit, session.queue_limit, bus._unrouted_limit}
+            assert limits == {bus.router.window_limit} == {limit}
 
 
 def test_each_option_that_can_change_has_an_effect_that_is_tested() -> None:

@@ -11,6 +11,7 @@ from freeim import ImHelper, RedisUnavailable
 from tests.faults.proxy import Proxy
 from tests.faults.sentinels import watched
 from tests.node.harness import Peer, Running, direct, running, told, until
+from tests.node.resuming import resumer
 from tests.servers import RedisServer
 from tests.stream.publishers import Publishers, on_stream
 
@@ -278,3 +279,31 @@ async def test_the_position_is_written_while_messages_come_and_nothing_when_none
             assert redis_server.command("XLEN", run.names.stream("a")) <= 101, "what is behind it is forgotten"
             await asyncio.sleep(0.3)
             assert run.node._stream._timers[0] is None, "an idle node wakes up for nothing"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_what_a_full_queue_drops_is_read_from_the_stream_and_is_lost_only_where_it_was_trimmed(
+    redis_server: RedisServer, kept: bool
+) -> None:
+    with ImHelper(redis_server.url, nodes=["a"], bus="stream") as helper:
+        options = on_stream(bus_queue_limit=100_000, queue_limit=2**28, resume_window=60.0)
+        async with running(redis_server, **options) as run:
+            terminal, peer, bus = await resumer(run, 1), await run.connect(2), run.node._bus
+            reader = run.node._session._reader
+            assert reader is not None
+            reader._gate = lambda: False  # as after a standstill, until the next beat has been answered
+            for number in range(60):
+                await asyncio.to_thread(helper.send_message, 0, [1, 2], f"{number:03} {'x' * 10_000}")
+            if not kept:
+                redis_server.command("XTRIM", run.names.stream("a"), "MAXLEN", 10)
+            reader._gate = None
+            reader.go_on()
+            await until(lambda: peer.seen and peer.seen[-1].startswith('"059'), "the last of them", 30)
+            numbers = [int(text[1:4]) for text in peer.seen]
+            assert run.node._stream is not None
+            lost = run.node._stream.position.lost
+            assert numbers == (list(range(60)) if kept else [*range(60 - len(numbers), 60)])
+            assert (lost, bus.count_lost()) == (60 - len(numbers), 0)
+            await terminal.fence()
+            await (await terminal.lose()).connect()
+            assert terminal.missed is not kept
