@@ -6,8 +6,8 @@
 cdef enum:
     KEPT_SCRATCH = 1048576
 
-# Bytes of an outbox that waits until the smaller ones have been written: to copy it takes the kernel longer than to send
-# a short message. Those whose transport has bytes queued wait as well: they are slow, and some are about to be cut.
+# Bytes of an outbox that waits until the smaller ones have been written: the kernel copies it longer than it sends a
+# short message. Those whose transport has bytes queued wait as well: they are slow, and some are about to be cut.
 cdef enum:
     BULK = 16384
 
