@@ -78,13 +78,14 @@ cdef class Connection:
         bint copies                   # the transport is asyncio's, whose queue has a copy of what it is given
         public bint awaiting_pong
         public int close_code         # of the Close frame that this node decided on; 0 = none yet
-        bint dirty                    # in Fanout's list of connections to flush
+        bint dirty                    # in one of Fanout's two lists of connections to flush
         bytes first                   # outbox: the first frame, inline since there rarely is another
         list more                     # outbox: the frames after it
         Fanout fanout
 
     cdef NoResult push(self, bytes frame) except NoResult.FAILED
     cdef NoResult flush(self) except NoResult.FAILED
+    cdef bint _wait(self, Py_ssize_t size) except -1
     cdef _queue(self, Py_ssize_t size)
     cdef NoResult count(self) except NoResult.FAILED
     cdef _drop(self)
@@ -97,6 +98,9 @@ cdef class Fanout:
         object _call_soon
         list _dirty                   # connections with an outbox, in the order they got it
         Py_ssize_t _next              # the first one that this walk has not flushed
+        object _bulk                  # deque of those that the walk has passed over: they wait for what is short
+        bint _has_bulk                # there are some
+        bint at_once                  # who is flushed now does not wait any more
         bint _scheduled
         bint _spent                   # this turn of the loop has had its slice already
         double _held_until            # when a read that is half handled has kept the walk for long enough; 0: not yet
@@ -119,8 +123,10 @@ cdef class Fanout:
         readonly long long dropped    # bytes that waited for them, and were not sent any more
 
     cdef NoResult add(self, Connection connection) except NoResult.FAILED
+    cdef NoResult add_bulk(self, Connection connection) except NoResult.FAILED
     cdef NoResult _schedule(self) except NoResult.FAILED
     cdef bint _walk(self) except -1
+    cdef NoResult _walk_bulk(self) except NoResult.FAILED
     cdef bint _is_held(self) noexcept
     cdef Py_ssize_t _memory(self) noexcept
     cdef tuple _relief_of(self, Connection connection)
@@ -317,3 +323,4 @@ cdef class Poller:
 
     cdef NoResult end(self, Socket sock, int error) except NoResult.FAILED
     cdef NoResult forget(self, Socket sock) except NoResult.FAILED
+    cdef int _look(self) except -1

@@ -6,6 +6,15 @@
 cdef enum:
     KEPT_SCRATCH = 1048576
 
+# Bytes of an outbox that waits until the smaller ones have been written: the kernel copies it longer than it sends a
+# short message. Those whose transport has bytes queued wait as well: they are slow, and some are about to be cut.
+cdef enum:
+    BULK = 16384
+
+# The part of a slice that these get in each walk, however much is short: nobody starves, and what is short waits for
+# no more than that.
+cdef double BULK_SHARE = 0.1
+
 # Seconds: a burst of a hundred to 10,000 is handled in less, and leaves in one write for each; pings wait as long.
 cdef double LONGEST_HOLD = 0.2
 
@@ -82,7 +91,12 @@ cdef class Connection:
 
     def flush_now(self):
         """Write this connection's outbox without waiting for the walk."""
-        self.flush()
+        cdef bint before = self.fanout.at_once
+        self.fanout.at_once = True
+        try:
+            self.flush()
+        finally:
+            self.fanout.at_once = before
 
     cdef NoResult push(self, bytes frame) except NoResult.FAILED:
         if self.closing:
@@ -110,8 +124,7 @@ cdef class Connection:
         if self.more is not None:
             for frame in self.more:
                 size += PyBytes_GET_SIZE(frame)
-        if self.blocked or self.fd < 0:
-            self._queue(size)
+        if (size >= BULK or self.blocked or self.fd < 0) and self._wait(size):
             return NoResult.DONE
         if self.more is None:
             data = PyBytes_AS_STRING(self.first)
@@ -143,6 +156,16 @@ cdef class Connection:
         self.first = None
         self.more = None
         return self.count()  # behind the outbox: where this cuts us, a Close frame is put there
+
+    cdef bint _wait(self, Py_ssize_t size) except -1:
+        """Let the outbox wait where it is, or with the transport; return whether it does."""
+        if (size >= BULK or self.blocked) and not self.fanout.at_once:
+            self.fanout.add_bulk(self)
+            return True
+        if self.blocked or self.fd < 0:
+            self._queue(size)
+            return True
+        return False
 
     cdef _queue(self, Py_ssize_t size):
         """Hand the outbox to the transport, within the limit for one receiver."""
@@ -198,7 +221,8 @@ cdef class Fanout:
             passed: its own, or the node's. So many bytes waited for it; what can be dropped of them is dropped already.
         queue_limit: Bytes that may wait for one receiver; an empty queue takes one outbox of any size.
         node_queue_limit: Bytes of memory that what waits for all receivers may take together.
-        slice_ms: Longest time that one walk keeps the loop, in milliseconds.
+        slice_ms: Longest time that one walk keeps the loop, in milliseconds. A tenth of it comes on top where there is
+            bulk: large outboxes, and those of receivers that are slow.
     """
 
     def __init__(self, call_soon, on_too_slow, Py_ssize_t queue_limit, Py_ssize_t node_queue_limit,
@@ -212,6 +236,7 @@ cdef class Fanout:
         self._slice = slice_ms / 1000
         self.hurry = 1
         self._dirty = []
+        self._bulk = deque()
         self._scratch = NULL
 
     def __dealloc__(self):
@@ -232,6 +257,13 @@ cdef class Fanout:
             connection.dirty = True
             self._dirty.append(connection)
             self._schedule()
+        return NoResult.DONE
+
+    cdef NoResult add_bulk(self, Connection connection) except NoResult.FAILED:
+        """Let a connection wait that the walk has reached; what it gets meanwhile joins its outbox."""
+        connection.dirty = True
+        self._bulk.append(connection)
+        self._has_bulk = True
         return NoResult.DONE
 
     cdef NoResult _schedule(self) except NoResult.FAILED:
@@ -341,7 +373,7 @@ cdef class Fanout:
             self._spent = not self._walk()
 
     cdef bint _walk(self) except -1:
-        """Return whether all is written."""
+        """Write what is short, then some of the bulk; return whether all is written."""
         cdef:
             Connection connection
             double end = _now() + self._slice / self.hurry
@@ -352,17 +384,39 @@ cdef class Fanout:
             connection.flush()
             if (self._next % 16 == 0 or self.hurry > 1) and _now() > end:
                 break
+        if self._has_bulk:
+            self._walk_bulk()
         if self._next == len(self._dirty):
             self._dirty.clear()
             self._next = 0
-            if self._scratch_size > KEPT_SCRATCH:
-                free(self._scratch)
-                self._scratch = NULL
-                self._scratch_size = 0
-            return True
-        if self._next > 4096:
+            if not self._has_bulk:
+                if self._scratch_size > KEPT_SCRATCH:
+                    free(self._scratch)
+                    self._scratch = NULL
+                    self._scratch_size = 0
+                return True
+        elif self._next > 4096:
             # Under steady load the list never empties: forget the part that is done.
             del self._dirty[:self._next]
             self._next = 0
         self._schedule()
         return False
+
+    cdef NoResult _walk_bulk(self) except NoResult.FAILED:
+        """Write the outboxes that have waited longest: one, or as many as there is time for."""
+        cdef:
+            Connection connection
+            double end = _now() + min(self._slice / self.hurry, self._slice * BULK_SHARE)
+            bint before = self.at_once
+        self.at_once = True
+        try:
+            while self._bulk:
+                connection = <Connection>self._bulk.popleft()
+                connection.dirty = False
+                connection.flush()
+                if _now() > end:
+                    break
+        finally:
+            self.at_once = before
+            self._has_bulk = bool(self._bulk)
+        return NoResult.DONE

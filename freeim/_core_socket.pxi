@@ -4,11 +4,15 @@
 
 cdef enum:
     EVENTS_PER_TURN = 32      # sockets that are looked at before the loop does anything else
+    EVENTS_PER_LOOK = 8       # of these, between two looks at the clock
     ENDS_PER_TURN = 32        # the same of those whose protocols are told that they are gone
     INBOUND_BUFFER = 65536    # terminals send next to nothing, so all of them share one
     FRAMES_PER_SEND = 256     # of a queue, offered to the kernel in one call; it takes 1,024 at most (IOV_MAX)
     FRAME_COST = 150          # bytes of memory that a frame takes besides its own, its place in the backlog included
     REFERENCE_COST = 16       # and that its place in a queue takes; both rather too many than too few
+
+# Seconds after which a turn looks at no further sockets: those that are slow and can be sent to again cost most.
+cdef double LONGEST_TURN = 0.0005
 
 
 cdef class Backlog:
@@ -436,9 +440,20 @@ cdef class Poller:
 
     def _turn(self):
         cdef:
-            epoll_event events[EVENTS_PER_TURN]
+            double end = _now() + LONGEST_TURN
+            int looked = 0
+        # epoll names those that are ready in turns, so whoever is left out comes first when the loop is here again.
+        while self._look() == EVENTS_PER_LOOK:
+            looked += EVENTS_PER_LOOK
+            if looked == EVENTS_PER_TURN or _now() > end:
+                break
+
+    cdef int _look(self) except -1:
+        """Do what some sockets are ready for; return how many."""
+        cdef:
+            epoll_event events[EVENTS_PER_LOOK]
             Socket sock
-            int count = epoll_wait(self.fd, events, EVENTS_PER_TURN, 0)
+            int count = epoll_wait(self.fd, events, EVENTS_PER_LOOK, 0)
             int i
         for i in range(count):
             # One that was closed and opened anew since is asked for nothing: its recv says that there is nothing.
@@ -455,3 +470,4 @@ cdef class Poller:
                     {"message": "internal error: a connection is cut", "exception": error, "protocol": sock.protocol}
                 )
                 sock.lose(0)
+        return max(count, 0)

@@ -448,3 +448,75 @@ def test_while_a_read_is_half_handled_nothing_is_sent() -> None:
     while later:
         later.pop()()
     assert all(transport.sent for transport in transports)
+
+
+def bulky(later: list[Callable[[], None]], slow: int) -> tuple[Fanout, list[tuple[Connection, FakeTransport]]]:
+    """Return a walk whose slices are over at once, and connections that have much to send."""
+    walk = Fanout(later.append, no_close, 1 << 20, NO_LIMIT, slice_ms=0)
+    connections = []
+    for number in range(slow):
+        connection, transport = open_connection(walk, number)
+        connection.attach_transport(transport, -1)
+        connection.send_control(frame(number, 65_536))
+        connections.append((connection, transport))
+    return walk, connections
+
+
+def test_a_short_message_goes_out_before_the_rest_of_many_long_ones() -> None:
+    later: list[Callable[[], None]] = []
+    walk, slow = bulky(later, 15)
+    walk.flush()
+    assert [bool(transport.sent) for _, transport in slow] == [True] + [False] * 14, "a slice of bulk is short"
+    quick, transport = open_connection(walk, 99)
+    quick.attach_transport(transport, -1)
+    later.pop()()  # the turn that had its slice
+    quick.send_control(frame(1, 10))
+    later.pop()()
+    assert bytes(transport.sent) == frame(1, 10)
+    assert sum(1 for _, each in slow if each.sent) == 2
+    # What one of those who wait gets meanwhile stays behind what it has.
+    slow[-1][0].send_control(frame(2, 10))
+    while later:
+        later.pop()()
+    for number, (_, each) in enumerate(slow):
+        assert bytes(each.sent) == frame(number, 65_536) + (frame(2, 10) if number == 14 else b"")
+
+
+def test_those_who_have_bytes_queued_already_wait_for_the_others() -> None:
+    later: list[Callable[[], None]] = []
+    walk = Fanout(later.append, no_close, 1 << 20, NO_LIMIT, slice_ms=0)
+    order: list[int] = []
+
+    class Noting(FakeTransport):
+        number = 0
+
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            order.append(self.number)
+            super().write(data)
+
+    for number in range(10):
+        connection, _ = open_connection(walk, number)
+        transport = Noting()
+        transport.number = number
+        transport.queued = 1000 if number < 5 else 0
+        connection.attach_transport(transport, -1)
+        connection.send_control(frame(1, 10))
+    while later:
+        later.pop()()
+    assert order == [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
+
+
+def test_bulk_goes_out_although_there_are_always_short_messages_to_send() -> None:
+    later: list[Callable[[], None]] = []
+    walk, slow = bulky(later, 20)
+    quick = []
+    for number in range(100, 300):
+        connection, transport = open_connection(walk, number)
+        connection.attach_transport(transport, -1)
+        quick.append(connection)
+    for _ in range(60):
+        for connection in quick:
+            connection.send_control(frame(1, 10))  # more than one slice is enough for
+        later.pop()()
+    assert later, "there was a turn without short messages"
+    assert all(transport.sent for _, transport in slow)

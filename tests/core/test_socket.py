@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -243,6 +244,40 @@ async def test_more_sockets_than_one_turn_looks_at_are_all_served() -> None:
             far.send(str(number).encode())
         await until(lambda: all(near.data == str(number).encode() for number, (near, _) in enumerate(pairs)))
         for _, far in pairs:
+            far.close()
+        await until(lambda: all("lost" in near.calls for near, _ in pairs))
+
+
+async def test_where_sockets_take_long_the_loop_has_its_turn_in_between_and_all_come_in_turns() -> None:
+    served: list[int] = []
+
+    class Busy(Recorder):
+        """Takes longer than a turn may, and has something to read again at once."""
+
+        number = 0
+
+        def data_received(self, data: bytes) -> None:
+            time.sleep(0.001)
+            served.append(self.number)
+            pairs[self.number][1].send(b"x")
+
+    async with standing() as stand:
+        pairs: list[tuple[Recorder, socket.socket]] = []
+        for number in range(24):
+            busy = Busy()
+            busy.number = number
+            pairs.append(await stand.pair(busy))
+        for _, far in pairs:
+            far.send(b"x")
+        before = 0
+        while len(served) < 24 * 3:
+            await asyncio.sleep(0)
+            assert len(served) - before <= 8, "nothing else had a turn"
+            before = len(served)
+        for each in range(3):
+            assert sorted(served[each * 24 : each * 24 + 24]) == list(range(24))
+        for near, far in pairs:
+            near.transport.abort()
             far.close()
         await until(lambda: all("lost" in near.calls for near, _ in pairs))
 
