@@ -140,6 +140,7 @@ cdef class Router:
         readonly long long dropped    # messages that a pending client missed because the window was full
         Client _grace                 # stands in `_pending`, first, for all who are still to come; None: no grace
         dict _away                    # in the grace: id -> position from which on one that has left is to get messages
+        bint _in_two                  # the grace, or the last one, is that of a hand-over: no receipt waits for it
         readonly long long forgotten  # messages that were kept for those until the window was full
         object _window                # deque of Message: all from the oldest pending client's `since` on
         long long _position           # of the next message
@@ -206,7 +207,7 @@ cdef class RespStream:
         object _queue                 # deque of bytes that `_reader` has not been fed with: they are behind all else
         Py_ssize_t _fed               # bytes of the first of these that it has been fed with nevertheless
         object _kept                  # deque of items that dropping has left, before all of `_reader`'s; or None
-        Py_ssize_t _limit
+        public Py_ssize_t queue_limit  # of that memory
         object _on_dropped            # (number of messages)
         tuple _vital
         readonly Py_ssize_t queued    # bytes of memory of `_queue`

@@ -52,7 +52,7 @@ cdef class RespStream:
         self.hurry = 1
         self._queue = deque()
         self._kept = None
-        self._limit = queue_limit
+        self.queue_limit = queue_limit
         self._on_dropped = on_dropped
         self._vital = vital
 
@@ -111,7 +111,7 @@ cdef class RespStream:
         if data:
             self._queue.append(data)
             self.queued += READ_COST + len(data)
-        if self.queued > self._limit:
+        if self.queued > self.queue_limit:
             self._shed()
 
     cdef _feed(self):
@@ -132,7 +132,7 @@ cdef class RespStream:
             object gets = self._reader.gets
             object item
             long long dropped = 0
-        while self.queued > self._limit and len(self._queue) > 1:
+        while self.queued > self.queue_limit and len(self._queue) > 1:
             item = self._next(gets)
             if item is RespStream.NOTHING:
                 self._feed()

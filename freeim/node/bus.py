@@ -111,7 +111,8 @@ class Bus:
 
     def reload(self, options: Options) -> None:
         """Take new options."""
-        self.router.window_limit = options.bus_queue_limit
+        self.router.window_limit = self._unrouted_limit = options.bus_queue_limit
+        self._session.reload(options.bus_queue_limit)
 
     # ---- what the reader hears
 
@@ -195,11 +196,16 @@ class Bus:
 
     def count_lost(self) -> int:
         """Return how many messages were dropped here, for everybody or for some client, since too much waited."""
-        return self.dropped_for_membership + self._session.dropped
+        return self.dropped_for_membership + self.dropped_for_all
+
+    @property
+    def dropped_for_all(self) -> int:
+        """Messages that were lost for everybody, since too much waited to be handled; with a stream they are read."""
+        return 0 if self._options.bus == "stream" else self._session.dropped
 
     def tell_losses(self) -> None:
         """Say what was lost since the last call; to be called now and then."""
-        now = (self.dropped_for_membership, self._session.dropped)
+        now = (self.dropped_for_membership, self.dropped_for_all)
         for_membership, for_all = (after - before for after, before in zip(now, self._told, strict=True))
         self._told = now
         if for_membership:

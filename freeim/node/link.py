@@ -119,6 +119,10 @@ class RedisLink(asyncio.Protocol):
         """Bytes of memory of what has been read and is not handled yet."""
         return self._stream.queued
 
+    def reload(self, queue_limit: int) -> None:
+        """Take a new limit for what may wait."""
+        self._queue_limit = self._stream.queue_limit = queue_limit
+
     async def connect(self, address: RedisAddress) -> None:
         """Connect and greet: RESP3 where Redis has it (6.0 and newer), else RESP2.
 

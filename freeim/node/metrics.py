@@ -121,7 +121,7 @@ class Metrics(Collector):
             "Messages that were lost here, by reason.",
             ("reason",),
             {
-                "bus_queue": self._node._session.dropped,
+                "bus_queue": bus.dropped_for_all,
                 "membership": bus.dropped_for_membership,
                 "malformed": bus.bad_payloads,
                 "trimmed": stream.position.lost if stream is not None else 0,

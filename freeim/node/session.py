@@ -57,6 +57,9 @@ class SessionUser(Protocol):
     def on_hurry(self, hurry: int) -> None:
         """More comes than is handled: slices are to be so many times shorter than usual, or as usual (1)."""
 
+    def on_dropped(self) -> None:
+        """Messages that were published on the node's channel have been dropped, since more came than may wait."""
+
     def on_gap(self) -> None:
         """The session is lost; what was under way has failed."""
 
@@ -123,6 +126,12 @@ class Session:
     def queued(self) -> int:
         """Bytes of memory of what has been read and is not handled yet."""
         return 0 if self._reader is None else self._reader.queued
+
+    def reload(self, queue_limit: int) -> None:
+        """Take a new limit for what may wait; see the constructor."""
+        self.queue_limit = queue_limit
+        if self._reader is not None:
+            self._reader.reload(queue_limit)
 
     # ---- commands
 
@@ -274,6 +283,7 @@ class Session:
 
     def _count_dropped(self, messages: int) -> None:
         self.dropped += messages
+        self._user.on_dropped()
 
     def _drop(self) -> None:
         self._probes.clear()

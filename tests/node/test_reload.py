@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from freeim.config import OPTIONS
+from freeim.node.link import LinkLost
 from tests.certificates import Certificates
 from tests.cli.command import Server
 from tests.node.harness import Running, direct, frame, head, running, until
@@ -374,6 +375,12 @@ async def _(server: RedisServer, _: Path) -> None:
                     run.publish(direct([1, 2], str(number)))
                 assert len(await other.fence()) == 5
         assert await peer.fence() == ['"0"']
+        session = run.node._session
+        assert session._reader is not None
+        assert session.queue_limit == session._reader._stream.queue_limit == 1
+        session.lose(LinkLost("test"))
+        await run.is_back()
+        assert session._reader._stream.queue_limit == 1, "the next connection has it too"
 
 
 def test_each_option_that_can_change_has_an_effect_that_is_tested() -> None:
