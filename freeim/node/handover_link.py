@@ -86,12 +86,22 @@ class Roster:
     Args:
         router: The node's.
         link: The connection to the other instance.
-        stream: With ``--bus stream``, so that a client that moves gets each message once.
+        place_of: With ``--bus stream``, at the predecessor: returns how far a client came that has left; see
+            `Stream.place_of`.
+        stream: With ``--bus stream``, at the successor: learns how far clients came.
     """
 
-    def __init__(self, router: Router, link: Link, stream: Stream | None = None) -> None:
+    def __init__(
+        self,
+        router: Router,
+        link: Link,
+        *,
+        place_of: Callable[[bytes], str | None] | None = None,
+        stream: Stream | None = None,
+    ) -> None:
         self._router = router
         self._link = link
+        self._place_of = place_of
         self._stream = stream
         self._untold: dict[bytes, None] = {}
         self._all_told = True
@@ -109,8 +119,8 @@ class Roster:
 
     def changed(self, client: Client) -> None:
         """A client got a connection here, or lost one."""
-        if self._stream is not None and not client.connections and not self._link.paused:
-            place = self._stream.place_of(client.id)
+        if self._place_of is not None and not client.connections and not self._link.paused:
+            place = self._place_of(client.id)
             if place is not None:
                 # At once: its Close frame is not written yet, so that the other one knows before the client is there.
                 self._link.send(Left({client.id.decode(): place}))

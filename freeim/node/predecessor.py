@@ -129,7 +129,7 @@ class Predecessor:
         Raises:
             ConfigError: It took too long.
         """
-        self._roster = roster = Roster(router, self._link, stream)
+        self._roster = roster = Roster(router, self._link, stream=stream)
         for each in self._early:
             roster.learn(each.counts)
         self._early.clear()

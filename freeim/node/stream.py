@@ -85,6 +85,8 @@ class Stream:
         self._loop = asyncio.get_running_loop()
         self._generation = 0
         """Counts the readings: the replies of one that was given up are of no use."""
+        self._followed = 0
+        """The reading since which a successor has heard all."""
         self._read: asyncio.Future[None] | None = None
         self._entries: deque[Any] = deque()
         """Of the chunk that is being handled."""
@@ -160,7 +162,7 @@ class Stream:
             self._loop.call_soon(self._read_unheard)  # not from the midst of what has dropped them
 
     def _read_unheard(self) -> None:
-        if self._unheard and self._session.up:
+        if self._unheard:
             self._start_reading()
 
     def count_lost(self) -> int:
@@ -399,6 +401,7 @@ class Stream:
             entry = read_entry(reply[0]) if reply else None
             if entry is not None:
                 self.position = Position(entry.id, entry.number)
+            self._followed = self._generation
             self.behind = False  # at this place: what is heard next is the next one
             heard.set_result(None)
 
@@ -412,7 +415,7 @@ class Stream:
 
     def take_over(self) -> None:
         """The name passes to this instance, at this place of what is heard."""
-        self.succeeds = not self.behind
+        self.succeeds = not self.behind and self._generation == self._followed
         self._look()
         self._keep_from_here(in_two=True)
 

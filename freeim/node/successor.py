@@ -229,7 +229,8 @@ class Successor:
             self._on_lost()
             raise
         log.info("handing the node %s over to process %d (freeim %s)", estate.node, ask.pid, ask.release)
-        self._roster = Roster(estate.router, link, estate.stream)
+        place_of = None if estate.stream is None else estate.stream.place_of
+        self._roster = Roster(estate.router, link, place_of=place_of)
         self._roster.tell_all()
         self._deadline = self._loop.call_later(START_SECONDS, self._too_slow)
 
