@@ -32,7 +32,7 @@ cdef class RespStream:
         slice_ms: Longest time that one call of `receive` keeps the loop, in milliseconds, and one item more.
         queue_limit: Bytes of memory that may wait, beside one read of any size. Beyond it the oldest messages are
             dropped; replies and all other pushes are kept, in their order.
-        on_dropped: Called with the number of messages whenever some have been dropped.
+        on_dropped: Called whenever messages have been dropped, with the number of those that are lost by it.
         vital: Beginnings of the payloads of messages that are never dropped.
         stored: The same of those that can be read again, so that dropping them loses nothing: they are not counted.
     """
@@ -134,20 +134,22 @@ cdef class RespStream:
         cdef:
             object gets = self._reader.gets
             object item
-            long long dropped = 0
+            bint dropped = False
+            long long lost = 0
         while self.queued > self.queue_limit and len(self._queue) > 1:
             item = self._next(gets)
             if item is RespStream.NOTHING:
                 self._feed()
             elif type(item) is self._push_type and self._is_message(item) \
                     and not (<list>item)[2].startswith(self._vital):
-                dropped += not (<list>item)[2].startswith(self._stored)
+                dropped = True
+                lost += not (<list>item)[2].startswith(self._stored)
             elif self._kept is None:
                 self._kept = deque((item,))
             else:
                 self._kept.append(item)
         if dropped and self._on_dropped is not None:
-            self._on_dropped(dropped)
+            self._on_dropped(lost)
 
     cdef _next(self, gets):
         """Return the next item that is complete, or NOTHING."""

@@ -41,6 +41,11 @@ cdef inline int _size_class(long long receivers) noexcept:
     return at
 
 
+cdef inline bint _has_log(Client client) noexcept:
+    """Whether messages for a client go into its log, as a connection of it is away and may be resumed."""
+    return client.log is not None and client.log.away > 0
+
+
 def _since_of(item):
     return (<Client>item[0]).since
 
@@ -346,7 +351,7 @@ cdef class Router:
 
     cdef _settle(self, Client client):
         """Replay the window for one client and let it go on."""
-        if self._grace is None or client.connections:
+        if self._grace is None or client.connections or _has_log(client):
             self._replay(client)
         client.pending = False
         client.settled = self._position
@@ -363,17 +368,22 @@ cdef class Router:
 
     # ---- the grace: messages are kept for clients that come back after this node
 
-    def begin_grace(self):
+    def begin_grace(self, bint in_two=False):
         """From here on keep each message for the clients that are still to come.
 
         The first connection that a client opens gets those that concern it, by the membership that is read for it,
         before anything newer; where it has been here since the grace began, those since its last connection began to
         close. `window_limit` bounds what is kept: the oldest go first. Receipts for clients that are not here wait.
+
+        Args:
+            in_two: The other instance of this node's name is there too, in a hand-over. Then no receipt waits: whether
+                the receiver was here or there is known, and each instance answers for its part of the messages.
         """
         cdef Client client
         if self._grace is not None:
             return
         self.finish()
+        self._in_two = in_two
         self._grace = _new_client(b"")
         self._grace.came = self._grace.since = self._position
         if self._pending:  # what waits for those stays as well: they may go, and come back in the grace
@@ -396,7 +406,7 @@ cdef class Router:
             self._give_up(message)
         for client_id in self._away:
             client = self.clients.get(client_id)
-            if client is not None and client.pending:
+            if client is not None and client.pending and not _has_log(client):
                 client.since = self._position  # it has no connection, and what it missed has just been answered
         self._away.clear()
         del self._pending[self._grace]
@@ -413,9 +423,19 @@ cdef class Router:
         return dict(self._away)
 
     def set_away(self, bytes client_id not None, long long position):
-        """In the grace, before it comes: a client has had what is before a position."""
-        if self._grace is not None:
+        """In the grace: a client has had what is before a position, also where it waits for the rest already."""
+        cdef Client client
+        if self._grace is None:
+            return
+        client = self.clients.get(client_id)
+        if client is None or not client.connections:
             self._away[client_id] = position
+        elif client.pending:  # it is back already, and has had more than was known
+            client.since = max(client.since, position)
+
+    def away_since(self, bytes client_id not None):
+        """In the grace: the position from which on a client that has left is to get messages; None where it has not."""
+        return self._away.get(client_id)
 
     @property
     def position(self):
@@ -432,6 +452,10 @@ cdef class Router:
         cdef object left = self._away.pop(client.id, None)
         if left is None and not fresh:
             return NoResult.DONE
+        if _has_log(client):
+            return NoResult.DONE  # what came meanwhile is in its log
+        if not self._is_only_here(client):
+            return NoResult.DONE  # its other connection, at the other instance, has heard everything
         client.came = self._position
         self._begin_pending(client)
         client.since = self._grace.came if left is None else left
@@ -458,14 +482,18 @@ cdef class Router:
 
     cdef bint _is_owed(self, Message message, bytes receiver) except -1:
         """In the grace: whether a receiver of a message is away and has not had it."""
+        cdef Client client = self.clients.get(receiver)
         left = self._away.get(receiver)
+        if client is not None and _has_log(client):
+            return False
         if left is None:
-            return receiver not in self.clients and message.position >= self._grace.came
+            return client is None and message.position >= self._grace.came
         return message.position >= <long long>left
 
     cdef NoResult _give_up(self, Message message) except NoResult.FAILED:
         """A message is kept no longer: those who are still away do not get it."""
-        if message.kind != DIRECT or not message.receipt or message.frame is None or message.sender == self.system:
+        if message.kind != DIRECT or not message.receipt or message.frame is None or message.sender == self.system \
+                or self._in_two or self._mute_from <= message.position < self._mute_until:
             return NoResult.DONE
         for receiver in message.receivers:
             if receiver != message.sender and self._is_owed(message, receiver):
@@ -488,7 +516,10 @@ cdef class Router:
             elif message.kind == DIRECT:
                 for receiver in message.receivers:
                     if receiver == client.id:
-                        self._deliver_direct(client, message)
+                        if self._in_two and message.position < client.came:
+                            self._deliver(client, message)  # its receipt was answered when it came
+                        else:
+                            self._deliver_direct(client, message)
             elif (<list>message.receivers)[0] == client.id and message.position >= client.came:
                 client.since = message.position + 1  # so far everything has reached it
                 self._on_force_offline(client)
@@ -652,7 +683,7 @@ cdef class Router:
                 and receiver != message.sender and not self._mute_from <= message.position < self._mute_until:
             if self.elsewhere is not None:
                 delivered = delivered or receiver in self.elsewhere
-            if not delivered and self._grace is not None:
+            if not delivered and self._grace is not None and not self._in_two:
                 return NoResult.DONE  # it may come back for it
             self._on_receipt(message, receiver, delivered)
         return NoResult.DONE

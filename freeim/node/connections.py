@@ -522,6 +522,7 @@ class Connections:
         await self._wait_until_empty(self.options.close_timeout + 2 * TICK)
 
     async def _send_away(self, seconds: float) -> None:
+        assert self.router is not None
         connections = list(self.living.values())
         pause = seconds / len(connections) * CLOSES_PER_TURN if connections else 0.0
         batch = CLOSES_PER_TURN
@@ -529,6 +530,7 @@ class Connections:
             batch = max(1, int(batch * TICK / pause))
             pause = seconds * batch / len(connections)
         for start in range(0, len(connections), batch):
+            self.router.finish()  # who is sent away has had what came before
             for connection in connections[start : start + batch]:
                 if not self.resume.end(connection):
                     self.close(connection, CloseCode.SERVICE_RESTART, "service restart")

@@ -35,6 +35,7 @@ from freeim.node.link import LinkLost
 from freeim.node.predecessor import Predecessor
 from freeim.node.presence import GRACE_SECONDS, Presence, Stance, handover_mark
 from freeim.node.session import Session
+from freeim.node.stream import Stream
 from freeim.node.successor import Estate, Successor
 
 log = logging.getLogger("freeim")
@@ -114,12 +115,15 @@ class Handover:
         sock, predecessor.admin = predecessor.admin, None
         return sock
 
-    def join(self, bus: Bus, presence: Presence, session: Session, connections: Connections) -> None:
+    def join(
+        self, bus: Bus, presence: Presence, session: Session, connections: Connections, stream: Stream | None
+    ) -> None:
         """Get to know the rest of the node."""
         self._bus = bus
         self._presence = presence
         self._session = session
         self._connections = connections
+        self._stream = stream
         if self._predecessor is not None:
             self._predecessor.on_refused = self._refused
 
@@ -133,8 +137,10 @@ class Handover:
             ConfigError, hiredis.HiredisError, OSError: See `Presence.take`.
         """
         predecessor, router = self._predecessor, self._bus.router
-        if predecessor is None or not await predecessor.all_told(router):
+        if predecessor is None or not await predecessor.all_told(router, self._stream):
             return None
+        if self._stream is not None:
+            await self._stream.follow()
         router.opener = handover_mark(self.epoch).encode()
         dead = await self._presence.take(predecessor.epoch)
         try:
@@ -142,6 +148,8 @@ class Handover:
                 await self._passed.wait()
         except TimeoutError:
             raise LinkLost("the node does not hear its own channel") from None
+        if self._stream is not None:
+            await self._stream.succeed()
         return dead
 
     def check(self) -> None:
@@ -164,6 +172,8 @@ class Handover:
     def passed(self, epoch: str) -> None:
         """The name has passed to an instance, at this place in the stream of messages."""
         if epoch == self.epoch:
+            if self._stream is not None and not self._passed.is_set():
+                self._stream.take_over()
             self._passed.set()
         elif epoch == self._presence.heir:
             if self._presence.stance == Stance.BACK:
@@ -208,6 +218,8 @@ class Handover:
         assert self._predecessor is not None
         self._connections.on_changed = None
         self._busy_until = self._loop.time() + GRACE_SECONDS
+        if self._stream is not None:
+            self._stream.begin()
         if not in_peace:
             log.warning("process %d ended before it had closed its last connection", self._predecessor.pid)
             self._spawn(self._count_as_dead(self._predecessor.epoch, bury=True))
@@ -231,6 +243,8 @@ class Handover:
         assert self._successor is not None
         self._presence.heir = epoch
         self._presence.stance = Stance.OFFERED
+        if self._stream is not None:
+            self._stream.offer()
         self._connections.on_changed = self._successor.changed
         self._gaps = self._session.gaps
 
@@ -243,6 +257,8 @@ class Handover:
         else:
             self._presence.stance = Stance.BACK
             self._session.beat_now()
+            if self._stream is not None:
+                self._stream.take_back()
 
     def _successor_serves(self) -> None:
         self._presence.stance = Stance.DRAINS

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freeim._core import Client, Router
-from freeim.node.handover_messages import CLIENTS_PER_LINE, BadMessage, Clients, Complete, Lines, Message, encode
+from freeim.node.handover_messages import CLIENTS_PER_LINE, BadMessage, Clients, Complete, Left, Lines, Message, encode
+
+if TYPE_CHECKING:
+    from freeim.node.stream import Stream
 
 log = logging.getLogger("freeim")
 
@@ -83,11 +86,23 @@ class Roster:
     Args:
         router: The node's.
         link: The connection to the other instance.
+        place_of: With ``--bus stream``, at the predecessor: returns how far a client came that has left; see
+            `Stream.place_of`.
+        stream: With ``--bus stream``, at the successor: learns how far clients came.
     """
 
-    def __init__(self, router: Router, link: Link) -> None:
+    def __init__(
+        self,
+        router: Router,
+        link: Link,
+        *,
+        place_of: Callable[[bytes], str | None] | None = None,
+        stream: Stream | None = None,
+    ) -> None:
         self._router = router
         self._link = link
+        self._place_of = place_of
+        self._stream = stream
         self._untold: dict[bytes, None] = {}
         self._all_told = True
         self._scheduled = False
@@ -104,6 +119,11 @@ class Roster:
 
     def changed(self, client: Client) -> None:
         """A client got a connection here, or lost one."""
+        if self._place_of is not None and not client.connections and not self._link.paused:
+            place = self._place_of(client.id)
+            if place is not None:
+                # At once: its Close frame is not written yet, so that the other one knows before the client is there.
+                self._link.send(Left({client.id.decode(): place}))
         self._untold[client.id] = None
         self._schedule()
 
@@ -113,12 +133,22 @@ class Roster:
             client_id = text.encode(errors="surrogatepass")
             if count:
                 self._elsewhere[client_id] = count
-            else:
-                self._elsewhere.pop(client_id, None)
+            elif self._elsewhere.pop(client_id, None) and self._stream is not None:
+                self._stream.left(client_id, None)
+
+    def learn_left(self, places: dict[str, str]) -> None:
+        """The last connections of some clients at the other instance begin to close."""
+        for text, place in places.items():
+            client_id = text.encode(errors="surrogatepass")
+            self._elsewhere.pop(client_id, None)
+            if self._stream is not None:
+                self._stream.left(client_id, place)
 
     def end(self) -> None:
         """The other instance is gone, and its connections with it."""
         self._untold.clear()
+        if self._stream is not None:
+            self._stream.cut_off(self._elsewhere)
         if self._router.elsewhere is self._elsewhere:
             self._router.elsewhere = None
 

@@ -8,6 +8,7 @@ successor                                       predecessor
   (takes the name)
   Serving  I accept connections             ──►
   Clients  whose connections change         ◄─►
+          ◄──  Left, before a client's last connection gets its Close frame (with --bus stream)
           ◄──  Done, behind the last connection
 ```
 
@@ -97,6 +98,17 @@ class Clients:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """Clients whose last connection at the sender begins to close.
+
+    Attributes:
+        places: Of each the id of the last message of the node's stream that it was given.
+    """
+
+    places: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Complete:
     """All clients have been told."""
 
@@ -111,12 +123,13 @@ class Done:
     """The predecessor has closed its last connection, and ends."""
 
 
-Message = Ask | Offer | Refused | Clients | Complete | Serving | Done
+Message = Ask | Offer | Refused | Clients | Left | Complete | Serving | Done
 
 _KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__.lower(): kind for kind in (Ask, Offer, Refused, Clients, Complete, Serving, Done)
+    kind.__name__.lower(): kind for kind in (Ask, Offer, Refused, Clients, Left, Complete, Serving, Done)
 }
 _EPOCH: Final = re.compile("[0-9a-f]{1,64}")
+_PLACE: Final = re.compile("[0-9]{1,20}-[0-9]{1,20}")
 _INT_MAX: Final = 2**31 - 1
 
 
@@ -166,7 +179,13 @@ def _check(name: str, annotation: str, value: object) -> object:
         return tuple(value)
     if annotation == "dict[str, int]" and isinstance(value, dict) and all(_is_count(each) for each in value.values()):
         return value
+    if annotation == "dict[str, str]" and isinstance(value, dict) and all(map(_is_place, value.values())):
+        return value
     raise BadMessage(f"{name} is not what it must be")
+
+
+def _is_place(value: object) -> bool:
+    return isinstance(value, str) and _PLACE.fullmatch(value) is not None
 
 
 def _is_count(value: object) -> bool:

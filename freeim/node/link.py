@@ -53,7 +53,7 @@ class RedisLink(asyncio.Protocol):
         on_lost: Called once, with the reason, when the connection ends by itself.
         gate: Asked before each slice; where it returns False all waits until `go_on` is called.
         queue_limit: Bytes of memory that may wait; see `RespStream`.
-        on_dropped: Called with the number of messages whenever some were dropped, since more than that waited.
+        on_dropped: Called whenever messages were dropped, since more than that waited; see `RespStream`.
         vital: Beginnings of the payloads of messages that are never dropped.
         stored: The same of those that can be read again; see `RespStream`.
     """

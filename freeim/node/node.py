@@ -136,14 +136,14 @@ class Node:
                 on_gone=self._on_gone,
                 barrier=self._barrier,
             )
-            if self._handover is not None:
-                self._handover.join(self._bus, self._presence, self._session, self._connections)
             # What the session asks of a node, straight from the bus: it is asked for each message.
             self.on_message = self._bus.on_message
             self._stream: Stream | None = None
             if options.bus == "stream":
                 self._stream = Stream(options, names, self._session, self._bus.router, self._presence.epoch)
                 self.on_message = self._stream.take
+            if self._handover is not None:
+                self._handover.join(self._bus, self._presence, self._session, self._connections, self._stream)
             self.on_invalidate = self._bus.on_invalidate
             self.on_received = self._bus.on_received
             self.on_hurry = self._bus.on_hurry
@@ -176,7 +176,7 @@ class Node:
             raise
         self._connections.start()
         self._acceptor.start()
-        if self._stream is not None:
+        if self._stream is not None and not self._stream.succeeds:
             self._stream.begin()
         if self._handover is not None:
             self._handover.serving(self._estate(), self._hand_over)
@@ -219,7 +219,7 @@ class Node:
             self._send_receipt(*receipt)
         await self._burier.begin(dead)
         await self._redis_watch.connected()
-        if self._stream is not None:
+        if self._stream is not None and not self._stream.succeeds:
             await self._stream.start()
 
     async def stop(self) -> None:
@@ -233,7 +233,7 @@ class Node:
         sock, self._sock = self._sock, None
         try:
             if self._stream is not None:
-                self._stream.leave()
+                self._stream.leave(handed_over=self.handed_over)
             await self._connections.drain(self._acceptor.settled)
             self._acceptor.stop()
             sock.close()
@@ -362,6 +362,7 @@ class Node:
             sock=self._sock,
             admin=None if self._admin is None else (self._admin.sock, options.admin_bind),
             router=self._bus.router,
+            stream=self._stream,
         )
 
     def _hand_over(self) -> None:
@@ -436,13 +437,22 @@ class Node:
             ]
         )
 
+    def _count_lost(self) -> int:
+        """Return how many messages did not get through this node: dropped, or trimmed before it read them."""
+        return self._bus.count_lost() + (0 if self._stream is None else self._stream.count_lost())
+
     # ---- what the session asks
 
     def on_gap(self) -> None:
-        self._connections.resume.gap()
         self._bus.hold()
         if self._stream is not None:
-            self._stream.lose()
+            self._stream.lose()  # what comes meanwhile is read afterwards
+        else:
+            self._connections.resume.gap()
+
+    def on_dropped(self) -> None:
+        if self._stream is not None:
+            self._stream.on_dropped()
 
     async def recover(self) -> None:
         """After a reconnect: renew the lease, compare presence, read memberships again."""
@@ -506,10 +516,6 @@ class Node:
             log.info("Redis writes again")
             return True
         return revived or not self._presence.complete
-
-    def _count_lost(self) -> int:
-        """Return how many messages did not get through this node: dropped, or trimmed before it read them."""
-        return self._bus.count_lost() + (0 if self._stream is None else self._stream.position.lost)
 
     # ---- what the bus asks
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from freeim._core import Client, Router
 from freeim.errors import ConfigError
@@ -18,6 +18,7 @@ from freeim.node.handover_messages import (
     Clients,
     Complete,
     Done,
+    Left,
     Message,
     Offer,
     Refused,
@@ -25,6 +26,9 @@ from freeim.node.handover_messages import (
     decode,
     encode,
 )
+
+if TYPE_CHECKING:
+    from freeim.node.stream import Stream
 
 log = logging.getLogger("freeim")
 
@@ -115,13 +119,17 @@ class Predecessor:
             each.setblocking(False)
         return cls(answer, sockets[0], sockets[1] if answer.admin else None)
 
-    async def all_told(self, router: Router) -> bool:
+    async def all_told(self, router: Router, stream: Stream | None) -> bool:
         """Wait until its clients are known to the router; False where it has ended.
+
+        Args:
+            router: The node's.
+            stream: The node's, where it has one.
 
         Raises:
             ConfigError: It took too long.
         """
-        self._roster = roster = Roster(router, self._link)
+        self._roster = roster = Roster(router, self._link, stream=stream)
         for each in self._early:
             roster.learn(each.counts)
         self._early.clear()
@@ -165,6 +173,11 @@ class Predecessor:
                 self._roster.learn(message.counts)
             else:
                 self._early.append(message)
+        elif isinstance(message, Left):
+            if self._roster is not None:
+                self._roster.learn_left(message.places)
+            else:
+                self._early.append(Clients(dict.fromkeys(message.places, 0)))
         elif isinstance(message, Complete):
             if not self._complete.done():
                 self._complete.set_result(True)

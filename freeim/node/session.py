@@ -57,6 +57,9 @@ class SessionUser(Protocol):
     def on_hurry(self, hurry: int) -> None:
         """More comes than is handled: slices are to be so many times shorter than usual, or as usual (1)."""
 
+    def on_dropped(self) -> None:
+        """Messages that were published on the node's channel have been dropped, since more came than may wait."""
+
     def on_gap(self) -> None:
         """The session is lost; what was under way has failed."""
 
@@ -283,6 +286,7 @@ class Session:
 
     def _count_dropped(self, messages: int) -> None:
         self.dropped += messages
+        self._user.on_dropped()
 
     def _drop(self) -> None:
         self._probes.clear()

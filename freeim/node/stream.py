@@ -12,7 +12,7 @@ import asyncio
 import logging
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from time import monotonic
@@ -48,6 +48,9 @@ AWAY_PER_COMMAND: Final = 500
 KEPT_AT_LEAST: Final = 4096
 """Places of messages that are remembered in the grace, however few messages are kept."""
 
+LAST_MOMENT: Final = 1_000
+"""Milliseconds before the end of a predecessor that was killed in a hand-over, whose messages its clients get again."""
+
 _HEAD: Final = STREAM_HEAD.encode()
 
 
@@ -66,6 +69,8 @@ class Stream:
         self.position = Position()
         self.behind = True
         """Whether what is heard is left to the reading of the stream."""
+        self.succeeds = False
+        """The name was taken over from an instance that serves on until its terminals have moved."""
         self.caught_up = 0
         """Messages that were read from the stream, not heard."""
         self._options = options
@@ -80,17 +85,27 @@ class Stream:
         self._loop = asyncio.get_running_loop()
         self._generation = 0
         """Counts the readings: the replies of one that was given up are of no use."""
+        self._followed = 0
+        """The reading since which a successor has heard all."""
         self._read: asyncio.Future[None] | None = None
         self._entries: deque[Any] = deque()
         """Of the chunk that is being handled."""
         self._last_chunk = False
+        self._offered = False
+        """In a hand-over that this instance has offered, and for which it began to keep what comes."""
         self._dropped = False
+        self._unheard = False
+        """Something that was published since the last reading began has been dropped before it was handled."""
+        self._rewound = 0
+        """How often Redis came back without something that it had."""
         self._rest: Callable[[], Any] | None = None
         """Goes on with a message that has not reached everybody yet."""
         self._lost_told = 0
         self._kept: list[tuple[int, StreamId, int]] = []
         """In the grace: of each message its place in the router, its id and its number."""
         self._before_kept = 0, self.position.id, self.position.number
+        self._ahead: dict[bytes, StreamId] = {}
+        """In a hand-over, clients that have had more at the predecessor than has come here yet."""
         self._timers: list[asyncio.TimerHandle | None] = [None, None]
         self._seen = self.position.id, self.position.number
         self._written: tuple[StreamId, int] | None = self._seen
@@ -121,6 +136,8 @@ class Stream:
 
     def _keep(self, entry: Entry) -> None:
         self._kept.append((self._router.position, entry.id, entry.number))
+        if self._ahead:
+            self._skip(entry)
         if len(self._kept) > 2 * self._router.window_size + KEPT_AT_LEAST:
             since = self._router.kept_since or 0
             self._before_kept = self._kept_before(since)
@@ -136,6 +153,21 @@ class Stream:
     def forget(self) -> None:
         """Redis has dropped keys (FLUSHALL, or FLUSHDB of any database), perhaps the stream; `catch_up` follows."""
         self._dropped = True
+
+    def on_dropped(self) -> None:
+        """Messages were dropped before they came here: they are in the stream."""
+        self._unheard = True
+        if not self.behind:
+            self.behind = True
+            self._loop.call_soon(self._read_unheard)  # not from the midst of what has dropped them
+
+    def _read_unheard(self) -> None:
+        if self._unheard:
+            self._start_reading()
+
+    def count_lost(self) -> int:
+        """Return a number that grows whenever messages to this node may be lost."""
+        return self.position.lost + self._rewound
 
     def _give_up(self) -> None:
         self.behind = True
@@ -159,6 +191,7 @@ class Stream:
         self._read_chunk()
 
     def _read_chunk(self) -> None:
+        self._unheard = False
         answered = partial(self._answered, self._generation)
         script = load_script("backlog").text
         self._session.read(answered, "EVAL", script, 1, self._stream_key, self.position.id_text, CHUNK)
@@ -174,10 +207,12 @@ class Stream:
         if dropped and not (known and self.position.is_at(read_entry(known))):
             # What is there now is new, also where it came in the millisecond of the last message before.
             self.position.restart()
+            self._rewound += 1
             self._read_chunk()
             return None
         self._entries, self._last_chunk = deque(entries), bool(last)
         if self.position.meet(None if newest is None else read_id(newest)):
+            self._rewound += 1
             log.warning(
                 "Redis has lost messages of this node's stream that had been handled; those which were published and "
                 "lost with it while the node was away cannot be counted"
@@ -204,7 +239,7 @@ class Stream:
                     self._rest = self._hand_on(entry)
             if monotonic() >= end and (self._rest is not None or self._entries):
                 return self._go_on
-        if not self._last_chunk:
+        if not self._last_chunk or self._unheard:
             self._read_chunk()
             return None
         self.behind = False
@@ -259,19 +294,32 @@ class Stream:
             self._timers[1] = self._loop.call_later(self._options.stream_grace, self._end_grace)
 
     def _end_grace(self) -> None:
-        self._timers[1] = None
+        self._stop_timer()
         self._router.end_grace()
         self._kept.clear()
+        self._ahead.clear()
 
-    def leave(self) -> None:
-        """The node begins to stop: what comes to clients that it sends away is for the node after it to deliver."""
+    def _stop_timer(self) -> None:
         if self._timers[1] is not None:
             self._timers[1].cancel()
             self._timers[1] = None
+
+    def leave(self, *, handed_over: bool) -> None:
+        """The node begins to stop: what comes to clients that it sends away is for the node after it to deliver.
+
+        Args:
+            handed_over: That one serves already, and answers the receipts.
+        """
+        if handed_over and not self._offered:
+            self._end_grace()  # receipts that wait since before the hand-over are this instance's
+        self._stop_timer()
+        self._keep_from_here(in_two=handed_over)
+
+    def _keep_from_here(self, *, in_two: bool) -> None:
         # Without tracking a message takes its place in the router only once its channel's members have been read.
         if self._options.stream_grace and self._router.tracking and self._router.kept_since is None:
             self._before_kept = self._router.position, self.position.id, self.position.number
-            self._router.begin_grace()
+            self._router.begin_grace(in_two)
 
     async def release(self) -> None:
         """The node has stopped: write down how far it has come, and how far each client that it sent away has.
@@ -315,6 +363,103 @@ class Stream:
         for timer in self._timers:
             if timer is not None:
                 timer.cancel()
+
+    # ---- a hand-over: the predecessor's side
+
+    def offer(self) -> None:
+        """Another instance may take the name: from now on it is known how far each client has come that leaves."""
+        self._offered = self._router.kept_since is None
+        self._keep_from_here(in_two=True)
+
+    def take_back(self) -> None:
+        """It has not come to serve."""
+        if self._offered:
+            self._offered = False
+            self._end_grace()
+
+    def place_of(self, client_id: bytes) -> str | None:
+        """Return the id of the last message that a client which has left was given; None where that is not known."""
+        position = self._router.away_since(client_id)
+        return None if position is None else _text(self._kept_before(position)[1])
+
+    # ---- the successor's
+
+    async def follow(self) -> None:
+        """Hear the stream from its end on: what came before is the predecessor's.
+
+        Raises:
+            ConfigError, OSError: As `start`.
+        """
+        heard: asyncio.Future[None] = self._loop.create_future()
+
+        def answered(reply: Any) -> None:
+            if heard.done():
+                return
+            if isinstance(reply, Exception):
+                heard.set_exception(reply)
+                return
+            entry = read_entry(reply[0]) if reply else None
+            if entry is not None:
+                self.position = Position(entry.id, entry.number)
+            self._followed = self._generation
+            self.behind = False  # at this place: what is heard next is the next one
+            heard.set_result(None)
+
+        if not self._session.resp3:
+            raise ConfigError("--bus stream needs Redis 6.2 or newer: this one has no RESP3", "bus")
+        self._session.read(answered, "XREVRANGE", self._stream_key, "+", "-", "COUNT", 1)
+        try:
+            await heard
+        except hiredis.ReplyError as error:
+            raise ConfigError(f"--bus stream needs a user who may use its commands: {error}", "bus") from error
+
+    def take_over(self) -> None:
+        """The name passes to this instance, at this place of what is heard."""
+        self.succeeds = not self.behind and self._generation == self._followed
+        self._look()
+        self._keep_from_here(in_two=True)
+
+    async def succeed(self) -> None:
+        """The name is taken.
+
+        Raises:
+            OSError: The place where it was taken is not known.
+        """
+        if not self.succeeds:
+            raise LinkLost("more came at the moment of the hand-over than was handled")
+        await self._session.call("DEL", self._away_key)
+
+    def left(self, client_id: bytes, place: str | None) -> None:
+        """A client has lost its last connection at the predecessor.
+
+        Args:
+            client_id: Whose.
+            place: Of the last message that it was given there; None: not known, so it gets what comes from now on.
+        """
+        client = self._router.clients.get(client_id)
+        if self._router.kept_since is None or (client is not None and client.connections):
+            return
+        seen = self.position.id if place is None else read_id(place.encode())
+        if seen is None:
+            return
+        at = bisect_right(self._kept, seen, key=_id_of)
+        self._router.set_away(client_id, self._kept[at][0] if at < len(self._kept) else self._router.position)
+        if seen > self.position.id:
+            self._ahead[client_id] = seen
+
+    def _skip(self, entry: Entry) -> None:
+        """Clients that have moved had this message at the predecessor."""
+        for client_id, seen in list(self._ahead.items()):
+            if entry.id <= seen:
+                self._router.set_away(client_id, self._router.position + 1)
+            if entry.id >= seen:
+                del self._ahead[client_id]
+
+    def cut_off(self, clients: Iterable[bytes]) -> None:
+        """The predecessor has ended with clients; they get what came since a moment before, perhaps again."""
+        milliseconds = max(0, self.position.id[0] - LAST_MOMENT)
+        for client_id in clients:
+            self.left(client_id, _text((milliseconds, 0)))
 
     # ---- the position
 

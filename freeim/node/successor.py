@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from freeim._core import Client, Router
 from freeim.node.handover_door import Door, is_same_user, send
@@ -32,6 +32,9 @@ from freeim.node.handover_messages import (
     decode,
     encode,
 )
+
+if TYPE_CHECKING:
+    from freeim.node.stream import Stream
 
 log = logging.getLogger("freeim")
 
@@ -60,6 +63,7 @@ class Estate:
         sock: The listening socket.
         admin: That of the metrics, and its address; None where there is none.
         router: Who is here.
+        stream: The node's, where it has one.
     """
 
     epoch: str
@@ -72,6 +76,7 @@ class Estate:
     sock: socket.socket
     admin: tuple[socket.socket, str] | None
     router: Router
+    stream: Stream | None
 
     def refuse(self, ask: Ask) -> str:
         """Return why a process cannot be the successor; "" where it can."""
@@ -224,7 +229,8 @@ class Successor:
             self._on_lost()
             raise
         log.info("handing the node %s over to process %d (freeim %s)", estate.node, ask.pid, ask.release)
-        self._roster = Roster(estate.router, link)
+        place_of = None if estate.stream is None else estate.stream.place_of
+        self._roster = Roster(estate.router, link, place_of=place_of)
         self._roster.tell_all()
         self._deadline = self._loop.call_later(START_SECONDS, self._too_slow)
 

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
-from freeim._core import Message
+from freeim._core import Logs, Message
 from tests.core.test_router import IDS, Desk, Model, ModelClient, ModelMessage, RouterMachine
 
 
@@ -200,3 +200,70 @@ def test_who_is_sent_away_in_its_replay_gets_later_only_what_came_behind_the_ord
     assert desk.got(connection) == [b"before", b"close"]
     desk.router.detach(connection)
     assert desk.got(desk.connect(b"1")) == [b"behind"]
+
+
+# ---- the grace of a hand-over
+
+
+@pytest.fixture
+def successor() -> Desk:
+    desk = Desk()
+    desk.router.elsewhere = {b"1": 1}
+    desk.router.begin_grace(in_two=True)
+    return desk
+
+
+def test_in_a_hand_over_receipts_are_answered_at_once_and_not_again(successor: Desk) -> None:
+    successor.router.route(direct("m", b"1", b"2", b"3"))
+    assert successor.receipts == [(b"m", b"1", True), (b"m", b"2", False), (b"m", b"3", False)]
+    assert successor.got(successor.connect(b"2")) == [b"m"]
+    successor.router.end_grace()
+    assert len(successor.receipts) == 3
+
+
+def test_who_has_a_connection_at_the_other_instance_gets_nothing_older(successor: Desk) -> None:
+    successor.router.route(direct("heard there", b"1"))
+    assert successor.got(successor.connect(b"1")) == []
+
+
+def test_what_a_client_has_had_elsewhere_before_it_came_here_is_not_repeated(successor: Desk) -> None:
+    """The other instance was ahead: the message comes here when the client waits already."""
+    router = successor.router
+    router.route(direct("heard there", b"1"))
+    router.elsewhere = {}
+    router.set_away(b"1", router.position)
+    assert router.away_since(b"1") == router.position
+    connection = successor.begin(b"1")
+    assert router.away_since(b"1") is None
+    router.set_away(b"1", router.position + 1)
+    router.route(direct("heard there too", b"1"))
+    router.route(direct("missed", b"1"))
+    router.members(connection.client, [])
+    router.confirm(connection)
+    connection.attach_transport(successor.wires[connection], -1)
+    assert successor.got(connection) == [b"missed"]
+
+
+def test_what_is_in_the_log_of_who_is_away_is_not_kept_for_it_again(desk: Desk) -> None:
+    router = desk.router
+    connection = desk.connect(b"1")
+    client = connection.client
+    client.log = Logs(100_000, 100_000).add()
+    router.retire(connection)
+    client.log.away = 1
+    router.route(direct("in the log", b"1"))
+    assert client.log.last == 1
+    router.hold_all()
+    router.route(direct("and while the membership is read", b"1"))
+    router.members(client, [])
+    assert client.log.last == 2
+    router.hold_all()
+    router.route(direct("and at the end of the grace", b"1"))
+    router.end_grace()
+    router.members(client, [])
+    assert client.log.last == 3
+    assert desk.receipts == [
+        (b"in the log", b"1", True),
+        (b"and while the membership is read", b"1", True),
+        (b"and at the end of the grace", b"1", True),
+    ]

@@ -17,6 +17,7 @@ from freeim.node.handover_messages import (
     Clients,
     Complete,
     Done,
+    Left,
     Lines,
     Message,
     Offer,
@@ -46,6 +47,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Offer, epoch=EPOCHS, pid=COUNTS, admin=TEXTS, version=st.just(1)),
     st.builds(Refused, reason=TEXTS, version=st.just(1)),
     st.builds(Clients, st.dictionaries(TEXTS, COUNTS)),
+    st.builds(Left, st.dictionaries(TEXTS, st.tuples(COUNTS, COUNTS).map("{0[0]}-{0[1]}".format))),
     st.sampled_from([Complete(), Serving(), Done()]),
 )
 JSON = st.recursive(
@@ -98,6 +100,8 @@ def test_a_message_with_one_field_changed_is_a_message_or_refused(message: Messa
         ({"type": "offer", "epoch": "x y", "pid": 1, "admin": "", "version": 1}, "offer.epoch is no epoch"),
         ({"type": "clients", "counts": {"1": -1}}, "clients.counts is not what it must be"),
         ({"type": "clients", "counts": {"1": True}}, "clients.counts is not what it must be"),
+        ({"type": "left", "places": {"1": "2"}}, "left.places is not what it must be"),
+        ({"type": "left", "places": {"1": 2}}, "left.places is not what it must be"),
         ({"type": "clients"}, "a message of the type clients has not the right fields"),
         ({"type": "done", "more": 1}, "a message of the type done has not the right fields"),
         ({"type": "walk"}, "a line is of an unknown type"),
