@@ -302,7 +302,9 @@ async def test_what_a_full_queue_drops_is_read_from_the_stream_and_is_lost_only_
             numbers = [int(text[1:4]) for text in peer.seen]
             assert run.node._stream is not None
             lost = run.node._stream.position.lost
-            assert numbers == (list(range(60)) if kept else [*range(60 - len(numbers), 60)])
+            assert numbers == sorted(set(numbers))
+            # What it dropped first it has begun to read before the rest was published.
+            assert len(numbers) == 60 if kept else numbers[-10:] == [*range(50, 60)] and lost > 0
             assert (lost, bus.count_lost()) == (60 - len(numbers), 0)
             await terminal.fence()
             await (await terminal.lose()).connect()
