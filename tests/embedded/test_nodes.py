@@ -204,7 +204,7 @@ def test_a_stop_that_is_cancelled_gives_the_server_back_all_the_same(
     async def program() -> None:
         node = Node(Options(bind="127.0.0.1:0"))
         await node.start()
-        monkeypatch.setattr(node._connections, "drain", lambda: asyncio.sleep(60))
+        monkeypatch.setattr(node._connections, "drain", lambda settled: asyncio.sleep(60))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(node.stop(), 0.1)
         await node.stop()

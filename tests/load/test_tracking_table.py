@@ -68,7 +68,7 @@ async def test_a_node_that_starts_where_redis_refuses_to_track_says_so_in_its_ba
     own_redis_server: RedisServer,
 ) -> None:
     redis = own_redis_server
-    redis.command("ACL", "SETUSER", "default", "-client|tracking")
+    redis.command("ACL", "SETUSER", "default", "-client")
     with loaded_node(redis) as node:
         assert "by channel, as FreeIM does it (CLIENT TRACKING was refused" in node.banner
         assert (await node.metrics())("redis_tracking") == 0

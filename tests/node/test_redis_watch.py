@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from freeim.node.link import LinkLost
 from tests.node.harness import Running, channel_message, direct, running, told, until
 from tests.servers import RedisServer
 
@@ -114,8 +115,8 @@ async def test_who_waits_for_an_answer_when_the_node_has_given_tracking_up_and_l
         monkeypatch.undo()
         session.stop_tracking("a reason", run.node._bus.fall_back)
         await until(lambda: not session.tracking, "it has given tracking up")
-        own_redis_server.command("ACL", "SETUSER", "default", "-client|tracking")
-        own_redis_server.kill_clients("pubsub")
+        own_redis_server.command("ACL", "SETUSER", "default", "-client")
+        session.lose(LinkLost("test"))
         await run.is_back()
         assert not session.tracking
         run.publish(channel_message("room", "hi"))
