@@ -59,7 +59,8 @@ class Sockets:
     def __init__(self, queue_limit: int, node_queue_limit: int) -> None:
         self.loop = asyncio.get_running_loop()
         self.cut: list[tuple[int, int, bool]] = []
-        self.walk = Fanout(self.loop.call_soon, self._too_slow, queue_limit, node_queue_limit)
+        # A slice in which all is written at once, also what is large.
+        self.walk = Fanout(self.loop.call_soon, self._too_slow, queue_limit, node_queue_limit, slice_ms=10_000)
         self.owners: list[Owner] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

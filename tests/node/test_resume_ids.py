@@ -78,6 +78,7 @@ asked = st.lists(
 
 
 @given(asked)
+@example(["", "OWN.1-1", "OWN.1-4", "OWN.1-99", "OWN.9-1"])
 @settings(max_examples=25, deadline=None)
 def test_whatever_is_asked_for_everybody_gets_in_and_only_what_is_its_own(
     session_redis_server: RedisServer, asked: list[str]
@@ -87,7 +88,7 @@ def test_whatever_is_asked_for_everybody_gets_in_and_only_what_is_its_own(
             tab = await resumer(run, 1)
             own = tab.last_id.partition(".")[0]
             sent = []
-            for each in asked:
+            for turn, each in enumerate(asked):
                 for number in range(2):
                     run.publish(direct([2], "for another"))
                     run.publish(direct([1], f"{each[:9]} {number}"))
@@ -97,11 +98,12 @@ def test_whatever_is_asked_for_everybody_gets_in_and_only_what_is_its_own(
                 raw.send(head(f"/ws?token={run.token(1)}&resume={each.replace('OWN', own)}"))
                 assert (await raw.response())[0] == 101
                 said = announcement((await raw.frame())[1].decode())
-                run.publish(direct([1], "the end"))
+                run.publish(direct([1], f"end {turn}"))
                 got: list[str] = []
-                while (text := (await raw.frame())[1].decode()) != '"the end"' or (len(got) < len(sent) and not said):
+                while (text := (await raw.frame())[1].decode()) != f'"end {turn}"':
                     got.append(text)
                 assert got == ([] if said["missed"] or not each else sent[len(sent) - len(got) :])
+                sent.append(text)
                 raw.cut()
 
     session_redis_server.flush()

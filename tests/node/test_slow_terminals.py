@@ -219,7 +219,7 @@ async def test_many_that_are_cut_at_once_are_told_in_a_few_lines_and_a_number(
         for _ in range(2):
             run.publish(direct(range(1, 7), "x" * 500_000))
             await run.heard_all()
-        assert run.node._connections.fanout.too_slow == 6
+        await until(lambda: run.node._connections.fanout.too_slow == 6, "all are cut")
         assert len(told(caplog)) == 2
         run.node._session.beat_now()
         await until(lambda: len(told(caplog)) > 2, "the rest is told as a number")
