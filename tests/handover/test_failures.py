@@ -15,6 +15,8 @@ from tests.membership.terminals import NAMES, Ended, Terminal
 from tests.node.harness import direct, join, until
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.slow  # processes, on each Python the same
+
 
 async def serves(place: Place, client: int, receipt: bool = True) -> Terminal:
     """Show that the node lets somebody in, delivers, and answers receipts, once."""

@@ -7,10 +7,14 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.cli.command import free_ports, is_running
 from tests.handover.pairs import Place
 from tests.membership.terminals import Ended, Terminal
 from tests.servers import RedisServer
+
+pytestmark = pytest.mark.slow  # processes, on each Python the same
 
 WORKERS = 2
 
