@@ -272,7 +272,7 @@ def test_a_worker_that_starts_while_options_are_reloaded_has_them(
         group.write("bus_queue_limit = 5")
         for _ in range(10):
             server.tell_group(signal.SIGHUP)
-            time.sleep(0.05)
+            time.sleep(0.05)  # at several moments of the start: what goes on in it does not show from outside
         server.banner()
         assert "starting it again" not in server.stderr
         deadline = time.monotonic() + 10
@@ -351,7 +351,7 @@ def test_a_sighup_that_comes_shortly_before_the_end_of_the_terminal_is_its_end(
         os.close(terminal)
         server.banner()
         server.reload()  # from a shell, say
-        time.sleep(0.05)
+        time.sleep(0.05)  # less than it waits for the end of the terminal
         os.close(leader)
         assert server.wait() == 0
         assert "stopping: SIGHUP, the terminal is gone" in server.stderr

@@ -21,12 +21,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import hiredis
+import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from freeim.config import Options
 from freeim.names import ClientId, Names, default_prefix
 from freeim.node import Node
+from freeim.node.link import RedisLink
 from tests.servers import RedisServer, Wire, encode_command
 
 SECONDS = 10.0
@@ -482,3 +484,16 @@ async def refused(node: Node, kind: type[Exception], pattern: str = "") -> str:
         return str(error)
     await node.stop()  # a loop could not be closed with what it has open
     raise AssertionError("the node started")
+
+
+def noted_reads(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return what nodes read from Redis from now on, a read each."""
+    reads: list[bytes] = []
+    handle = RedisLink._handle
+
+    def note(link: RedisLink, data: bytes, **how: bool) -> None:
+        reads.append(data)
+        handle(link, data, **how)
+
+    monkeypatch.setattr(RedisLink, "_handle", note)
+    return reads

@@ -16,7 +16,6 @@ from freeim import ImHelper
 from freeim.errors import ConfigError
 from freeim.names import Names
 from freeim.node import accept
-from freeim.node.link import RedisLink
 from tests.node.harness import (
     Raw,
     Running,
@@ -25,6 +24,7 @@ from tests.node.harness import (
     direct,
     frame,
     head,
+    noted_reads,
     running,
     until,
 )
@@ -314,14 +314,7 @@ async def test_of_what_was_handed_to_a_slow_terminal_all_that_it_never_gets_is_c
 async def test_what_waits_in_a_node_that_does_not_keep_up_is_told_and_what_it_drops_is_counted(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads: list[bytes] = []
-    handle = RedisLink._handle
-
-    def note(link: RedisLink, data: bytes, **how: bool) -> None:
-        reads.append(data)
-        handle(link, data, **how)
-
-    monkeypatch.setattr(RedisLink, "_handle", note)
+    reads = noted_reads(monkeypatch)
     async with running(redis_server, bus_queue_limit=1) as run:
         peer = await run.connect(1)
         link = run.node._session._reader

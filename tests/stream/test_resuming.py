@@ -8,9 +8,8 @@ import json
 import pytest
 
 from freeim import ImHelper
-from freeim.node.link import RedisLink
 from tests.faults.proxy import Proxy
-from tests.node.harness import running, until
+from tests.node.harness import noted_reads, running, until
 from tests.node.resuming import WINDOW, Resumer, results, resumer
 from tests.node.scrape import scrape
 from tests.servers import RedisServer
@@ -82,14 +81,7 @@ async def test_what_the_node_has_no_room_for_is_read_from_the_stream_and_not_los
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where nothing is heard after it that would show the hole."""
-    reads: list[bytes] = []
-    handle = RedisLink._handle
-
-    def note(link: RedisLink, data: bytes, **how: bool) -> None:
-        reads.append(data)
-        handle(link, data, **how)
-
-    monkeypatch.setattr(RedisLink, "_handle", note)
+    reads = noted_reads(monkeypatch)
     with ImHelper(redis_server.url) as helper:
         async with running(redis_server, **on_stream(bus_queue_limit=1, stream_grace=0), **WINDOW) as run:
             terminal = await resumer(run, 1)
