@@ -18,10 +18,9 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import hiredis
-import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -30,6 +29,9 @@ from freeim.names import ClientId, Names, default_prefix
 from freeim.node import Node
 from freeim.node.link import RedisLink
 from tests.servers import RedisServer, Wire, encode_command
+
+if TYPE_CHECKING:  # not where tools/autobahn runs it
+    import pytest
 
 SECONDS = 10.0
 """How long anything that must happen may take here."""
