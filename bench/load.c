@@ -32,21 +32,26 @@ static int poll_fd;
 static uint64_t began, wait_frames, wait_until;
 static double cpu_before;
 static unsigned pause_us, sip_ms;
-static uint64_t sip_due;
+static uint64_t sips_began, sips; /* since when connections are read slowly, and how many reads that were */
 
 /* ---- commands */
 
+/* One connection after the other, spread evenly: all at once they would keep the core from whoever is measured. */
 static void take_sips(void) {
-    if (sip)
-        for (uint32_t i = 0; i < connection_count; i++)
-            if (connections[i]->state != ENDED) receive(connections[i]);
-    sip_due = now_ns() + sip_ms * 1000000ull;
+    uint64_t due = (now_ns() - sips_began) * connection_count / (sip_ms * 1000000ull);
+    for (uint32_t room = connection_count; sip && sips < due && room > 0; sips++, room--) {
+        struct connection *c = connections[sips % connection_count];
+        if (c->state != ENDED) receive(c);
+    }
+    sips = due; /* what was missed for long is not made up for */
 }
 
 static void turn(int milliseconds) {
     struct epoll_event events[EVENTS];
-    if (sip_ms && now_ns() >= sip_due) take_sips();
-    if (sip_ms && (milliseconds < 0 || milliseconds > 10)) milliseconds = 10;
+    if (sip_ms) {
+        take_sips();
+        milliseconds = sip ? 1 : 10;
+    }
     int count = epoll_wait(poll_fd, events, EVENTS, milliseconds);
     if (count > 0 && count < EVENTS && pause_us) {
         /* To wake up for every frame would cost as much as to send it: let some come together. */
@@ -176,6 +181,8 @@ static void begin_sips(size_t bytes, unsigned milliseconds) {
     bool sipped = sip_ms != 0;
     sip = milliseconds ? bytes : 0;
     sip_ms = milliseconds;
+    sips_began = now_ns();
+    sips = 0;
     for (uint32_t i = 0; i < connection_count && sipped != (milliseconds != 0); i++) {
         struct epoll_event event = {.events = EPOLLIN, .data.ptr = connections[i]};
         if (connections[i]->state != ENDED)

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -96,6 +96,24 @@ class Process:
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):  # what it did not live to read
                 pipe.close()
+
+
+@contextlib.contextmanager
+def core_of_its_own(process: Process) -> Iterator[None]:
+    """Give a core to a process, and the others to what is started meanwhile, where there are others.
+
+    A short message that is sent while a process is busy is else late for a reason that has nothing to do with it: its
+    receiver wakes up behind that process, although another core is idle.
+    """
+    all_cores = os.sched_getaffinity(0)
+    own = max(all_cores)
+    if len(all_cores) > 1:
+        os.sched_setaffinity(process.pid, {own})
+        os.sched_setaffinity(0, all_cores - {own})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, all_cores)
 
 
 class Node(Process):

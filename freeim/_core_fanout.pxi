@@ -12,8 +12,8 @@ cdef enum:
     BULK = 16384
 
 # The part of a slice that these get in each walk, however much is short: nobody starves, and what is short waits for
-# no more than that.
-cdef double BULK_SHARE = 0.1
+# no more than that: 0.15 ms, which is some five sends of 64 KiB.
+cdef double BULK_SHARE = 0.03
 
 # Seconds: a burst of a hundred to 10,000 is handled in less, and leaves in one write for each; pings wait as long.
 cdef double LONGEST_HOLD = 0.2
@@ -221,8 +221,8 @@ cdef class Fanout:
             passed: its own, or the node's. So many bytes waited for it; what can be dropped of them is dropped already.
         queue_limit: Bytes that may wait for one receiver; an empty queue takes one outbox of any size.
         node_queue_limit: Bytes of memory that what waits for all receivers may take together.
-        slice_ms: Longest time that one walk keeps the loop, in milliseconds. A tenth of it comes on top where there is
-            bulk: large outboxes, and those of receivers that are slow.
+        slice_ms: Longest time that one walk keeps the loop, in milliseconds. A little comes on top where there is bulk
+            (`BULK_SHARE`): large outboxes, and those of receivers that are slow.
     """
 
     def __init__(self, call_soon, on_too_slow, Py_ssize_t queue_limit, Py_ssize_t node_queue_limit,

@@ -4,15 +4,15 @@
 
 cdef enum:
     EVENTS_PER_TURN = 32      # sockets that are looked at before the loop does anything else
-    EVENTS_PER_LOOK = 8       # of these, between two looks at the clock
-    ENDS_PER_TURN = 32        # the same of those whose protocols are told that they are gone
+    EVENTS_PER_LOOK = 4       # of these, between two looks at the clock
     INBOUND_BUFFER = 65536    # terminals send next to nothing, so all of them share one
     FRAMES_PER_SEND = 256     # of a queue, offered to the kernel in one call; it takes 1,024 at most (IOV_MAX)
     FRAME_COST = 150          # bytes of memory that a frame takes besides its own, its place in the backlog included
     REFERENCE_COST = 16       # and that its place in a queue takes; both rather too many than too few
 
-# Seconds after which a turn looks at no further sockets: those that are slow and can be sent to again cost most.
-cdef double LONGEST_TURN = 0.0005
+# Seconds after which a turn looks at no further sockets (those that are slow and can be sent to again cost most), and
+# tells no further protocol that its connection has ended.
+cdef double LONGEST_TURN = 0.0002
 
 
 cdef class Backlog:
@@ -418,9 +418,11 @@ cdef class Poller:
         return NoResult.DONE
 
     def _end_some(self):
-        cdef Socket sock
-        cdef int error
-        for _ in range(min(len(self._ends), ENDS_PER_TURN)):
+        cdef:
+            Socket sock
+            int error
+            double end = _now() + LONGEST_TURN
+        while self._ends and _now() < end:
             sock, error = self._ends.popleft()
             try:
                 sock._finish(error)

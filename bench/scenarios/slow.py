@@ -13,7 +13,7 @@ from bench import tokens
 from bench.metrics import Watched
 from bench.outcome import Figure, Outcome, ratios
 from bench.pacer import Pacer
-from bench.processes import BenchError, Crowd, Node
+from bench.processes import BenchError, Crowd, Node, core_of_its_own
 from bench.publisher import Publisher, text
 from bench.stand import QUIET, Settings, join, run_names
 from bench.tally import Tally
@@ -43,6 +43,7 @@ def run(settings: Settings) -> Outcome:
         client, names = stack.enter_context(run_names(settings.url))
         watched = Watched()
         node = stack.enter_context(Node(settings.url, names.prefix, options=(*QUIET, *watched.options)))
+        stack.enter_context(core_of_its_own(node))
         crowd = stack.enter_context(Crowd(count))
         pacer = stack.enter_context(Pacer(settings.url, names, [node.node]))
         publisher = Publisher(settings.url, names, node.node)

@@ -92,9 +92,13 @@ class Connections:
         self._attached = 0
         """Connections from the begin of their opening until their socket is gone."""
         self.router: Router | None = None
-        self._handshakes: Deadlines[Handshake] = Deadlines(options.handshake_timeout, self._handshake_expired)
-        self._lingering: Deadlines[Handshake] = Deadlines(options.close_timeout, Handshake.timed_out)
-        self._closing: Deadlines[Terminal] = Deadlines(options.close_timeout, self._cut)
+        self._handshakes: Deadlines[Handshake] = Deadlines(
+            options.handshake_timeout, self._handshake_expired, self._loop.call_soon
+        )
+        self._lingering: Deadlines[Handshake] = Deadlines(
+            options.close_timeout, Handshake.timed_out, self._loop.call_soon
+        )
+        self._closing: Deadlines[Terminal] = Deadlines(options.close_timeout, self._cut, self._loop.call_soon)
         self.clockwork = Clockwork(options.ping_interval, options.ping_timeout, self._look_at_clock, self._no_pong)
 
     def start(self) -> None:

@@ -203,7 +203,9 @@ class Resume:
         self._on = options.resume_window > 0
         self._stays: dict[Connection, Stay] = {}
         self._histories: dict[Client, History] = {}
-        self._away: Deadlines[Stay] = Deadlines(options.resume_window, lambda stay: self._end(stay, "window"))
+        self._away: Deadlines[Stay] = Deadlines(
+            options.resume_window, lambda stay: self._end(stay, "window"), self._loop.call_soon
+        )
         # A loss is noticed late, and what was sent before that must still be there at the end of the window.
         unnoticed = options.ping_interval + options.ping_timeout + options.close_timeout
         self._age_seconds = (options.resume_window + unnoticed) / KEPT_AGES

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from math import inf
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
 
-EXPIRED_PER_LOOK: Final = 1_000
-"""Things that one look at the deadlines ends: thousands may have begun to close together."""
+EXPIRED_PER_TURN: Final = 32
+"""Things that are ended before the loop does anything else: thousands may have begun to close together."""
 
 TURN: Final = 0.1
 """Seconds between two turns of a wheel: so short that a storm of connections is not pinged in one go."""
@@ -25,11 +26,17 @@ class Deadlines(Generic[T]):
     Args:
         delay: Seconds that each has.
         on_expired: Called with each whose time is over.
+        call_soon: The loop's ``call_soon``.
     """
 
-    def __init__(self, delay: float, on_expired: Callable[[T], None]) -> None:
+    def __init__(
+        self, delay: float, on_expired: Callable[[T], None], call_soon: Callable[[Callable[[], None]], object]
+    ) -> None:
         self._delay = delay
         self._on_expired = on_expired
+        self._call_soon = call_soon
+        self._now = -inf
+        self._expiring = False
         # Not a dict: finding the first of a dict whose oldest entries were deleted walks over the holes.
         self._due: OrderedDict[T, float] = OrderedDict()
 
@@ -63,15 +70,23 @@ class Deadlines(Generic[T]):
         self._due.pop(thing, None)
 
     def expire(self, now: float) -> None:
-        """Call back for those whose time is over, the oldest first: at most `EXPIRED_PER_LOOK`, the rest next time."""
-        for _ in range(EXPIRED_PER_LOOK):
+        """Call back for those whose time is over, the oldest first: for `EXPIRED_PER_TURN` now, and then for others."""
+        self._now = now
+        if not self._expiring:
+            self._expire_some()
+
+    def _expire_some(self) -> None:
+        self._expiring = False
+        for _ in range(EXPIRED_PER_TURN):
             if not self._due:
                 return
             thing, due = next(iter(self._due.items()))
-            if due > now:
+            if due > self._now:
                 return
             del self._due[thing]
             self._on_expired(thing)
+        self._expiring = True
+        self._call_soon(self._expire_some)
 
 
 class PingWheel(Generic[T]):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freeim.node.timers import EXPIRED_PER_LOOK, TURN, Deadlines, PingWheel
+from freeim.node.timers import EXPIRED_PER_TURN, TURN, Deadlines, PingWheel
 
 
 @pytest.mark.parametrize("interval", [0.2, 2.5, 25.0, 3600.0])
@@ -35,12 +37,23 @@ def test_one_turn_pings_only_those_who_came_in_a_tenth_of_a_second(interval: flo
 
 def test_thousands_whose_time_is_over_end_in_parts_the_oldest_first() -> None:
     ended: list[int] = []
-    deadlines: Deadlines[int] = Deadlines(1.0, ended.append)
-    for thing in range(2 * EXPIRED_PER_LOOK + 1):
+    soon: list[Callable[[], None]] = []
+    deadlines: Deadlines[int] = Deadlines(1.0, ended.append, soon.append)
+    count = 2 * EXPIRED_PER_TURN + 1
+    for thing in range(count):
         deadlines.start(thing, 0.0)
-    for looks in (1, 2, 3):
-        deadlines.expire(1.0)
-        assert ended == list(range(min(looks * EXPIRED_PER_LOOK, 2 * EXPIRED_PER_LOOK + 1)))
+    deadlines.start(count, 0.5)
+    deadlines.expire(1.0)
+    for turns in (1, 2, 3):
+        assert ended == list(range(min(turns * EXPIRED_PER_TURN, count)))
+        deadlines.expire(1.0)  # the next look comes before all are ended: a turn ends no more for that
+        assert len(ended) == min(turns * EXPIRED_PER_TURN, count)
+        waiting = soon.copy()
+        soon.clear()
+        for call in waiting:
+            call()
+    assert (len(deadlines), soon) == (1, [])
+    deadlines.expire(1.5)
     assert len(deadlines) == 0
 
 
