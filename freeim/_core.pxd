@@ -183,6 +183,8 @@ cdef class Router:
     cdef NoResult _overflow(self, Message message) except NoResult.FAILED
     cdef NoResult _await(self, Client client, bint fresh) except NoResult.FAILED
     cdef NoResult _trim(self) except NoResult.FAILED
+    cdef bint _waits_here(self, bytes client_id) except -1
+    cdef NoResult _force_offline_now(self, Message message) except NoResult.FAILED
     cdef NoResult _give_up(self, Message message) except NoResult.FAILED
     cdef bint _is_owed(self, Message message, bytes receiver) except -1
     cdef void _count(self, Message message) noexcept

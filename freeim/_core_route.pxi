@@ -463,21 +463,43 @@ cdef class Router:
         return NoResult.DONE
 
     cdef NoResult _overflow(self, Message message) except NoResult.FAILED:
-        """The window is full. In the grace the oldest messages go, else those who wait miss the newest."""
+        """The window is full. In the grace the oldest messages go, else those who wait miss the newest.
+
+        A forced offline is not missed: it is no message that may be lost, and no second one follows.
+        """
         cdef:
             Message oldest
             Py_ssize_t goal = self.window_limit - self.window_limit // 8
         if self._grace is None:
-            self.dropped += 1
-            return NoResult.DONE
-        while self._window and self._window_bytes >= goal:
+            if message.kind != FORCE_OFFLINE:
+                self.dropped += 1
+                return NoResult.DONE
+            if not self._waits_here((<list>message.receivers)[0]):
+                return NoResult.DONE
+        while self._grace is not None and self._window and self._window_bytes >= goal:
             oldest = self._window.popleft()
             self._window_bytes -= _weight(oldest)
-            self.forgotten += 1
+            if oldest.kind == FORCE_OFFLINE:
+                self._force_offline_now(oldest)
+            else:
+                self.forgotten += 1
             self._give_up(oldest)
             self._grace.since = max(self._grace.since, oldest.position + 1)
         self._window.append(message)
         self._window_bytes += _weight(message)
+        return NoResult.DONE
+
+    cdef bint _waits_here(self, bytes client_id) except -1:
+        """Whether a client is here that is pending."""
+        cdef Client client = self.clients.get(client_id)
+        return client is not None and client.pending
+
+    cdef NoResult _force_offline_now(self, Message message) except NoResult.FAILED:
+        """A forced offline is kept no longer: whom it waits for goes now, without what is kept before it."""
+        cdef Client client = self.clients.get((<list>message.receivers)[0])
+        if client is not None and client.pending and message.position >= max(client.came, client.since):
+            client.since = message.position + 1
+            self._on_force_offline(client)
         return NoResult.DONE
 
     cdef bint _is_owed(self, Message message, bytes receiver) except -1:

@@ -33,6 +33,7 @@ BAD_PAYLOADS_PER_MINUTE: Final = 20
 """Log lines about payloads that are no message; the rest of the minute is counted."""
 
 KIND_CHANNEL: Final = 2
+KIND_FORCE_OFFLINE: Final = 4
 
 MESSAGE_WEIGHT: Final = 200
 """Bytes of memory that a message takes beside its payload, as the router counts it."""
@@ -133,7 +134,8 @@ class Bus:
         if self.router.tracking:
             return self.router.route(message)
         weight = MESSAGE_WEIGHT + len(payload)
-        if self._unrouted and self._unrouted + weight > self._unrouted_limit:
+        too_much = self._unrouted and self._unrouted + weight > self._unrouted_limit
+        if too_much and message.kind != KIND_FORCE_OFFLINE:
             self._unrouted_dropped += 1
             return None
         self._batch.append(message)

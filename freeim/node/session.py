@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import hiredis
 
 from freeim.clock import boot_time
-from freeim.envelope import GONE_HEAD, HANDOVER_HEAD, PROBE_HEAD
+from freeim.envelope import FORCE_OFFLINE_HEAD, GONE_HEAD, HANDOVER_HEAD, PROBE_HEAD
 from freeim.errors import FreeImError, RedisUnavailable
 from freeim.node.histogram import Histogram
 from freeim.node.link import Callback, LinkLost, RedisLink
@@ -36,7 +36,7 @@ RECOVERY_LIMIT: Final = 30.0
 MAX_BACKOFF: Final = 5.0
 """Seconds between two attempts to connect, at most: a lease is not to run out because of our own patience."""
 
-_VITAL: Final = tuple(head.encode() for head in (PROBE_HEAD, HANDOVER_HEAD, GONE_HEAD))
+_VITAL: Final = tuple(head.encode() for head in (PROBE_HEAD, HANDOVER_HEAD, GONE_HEAD, FORCE_OFFLINE_HEAD))
 """What a node, or instances of one node, tell themselves is never dropped in a flood."""
 
 _ERROR_CODE: Final = re.compile(r"[A-Z]{2,20}\b")

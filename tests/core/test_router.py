@@ -601,6 +601,23 @@ def test_a_full_window_drops_for_the_waiting_client_alone_and_counts_it() -> Non
     assert desk.got(one)[-1] == b"again", "the window was not emptied"
 
 
+def test_a_full_window_keeps_an_order_to_go_for_who_waits() -> None:
+    desk = Desk(window_limit=500)
+    one, two = desk.connect(b"1", b"red"), desk.connect(b"2", b"red")
+    desk.router.invalidate(b"1")
+    for number in range(10):
+        desk.say(SYSTEM, b"red", b"%d" % number)
+    dropped, size = desk.router.dropped, desk.router.window_size
+    for client in (b"1", b"2", b"3"):
+        desk.router.route(Message.force_offline(client))
+    assert desk.router.window_size == size + 1, "who does not wait needs none"
+    assert desk.got(two)[-1] == b"close"
+    desk.router.members(desk.rereads[-1], [b"red"])
+    kept = desk.got(one)
+    assert kept == [*(b"%d" % number for number in range(len(kept) - 1)), b"close"]
+    assert desk.router.dropped == dropped == 10 - (len(kept) - 1), "it is no message that was lost"
+
+
 @pytest.mark.parametrize("back", [False, True])
 def test_an_answer_for_a_client_that_has_gone_changes_nothing(back: bool) -> None:
     # FLUSHALL while a read was under way: it is read once more, and both answers come.

@@ -189,6 +189,23 @@ def test_where_too_much_is_kept_the_oldest_go_first_and_are_counted() -> None:
     ]
 
 
+def test_where_too_much_is_kept_an_order_to_go_is_carried_out_before_it_is_forgotten() -> None:
+    desk = Desk(window_limit=4_000)
+    desk.router.begin_grace()
+    desk.router.route(Message.force_offline(b"2"))
+    one, two = desk.begin(b"1"), desk.begin(b"2")
+    desk.router.route(Message.force_offline(b"1"))
+    for number in range(30):
+        desk.router.route(direct(f"{number}", b"1"))
+    assert one.closing
+    assert not two.closing, "it came after its own"
+    assert desk.router.forgotten == 30 - desk.router.window_size, "it is no message that was lost"
+    desk.router.members(one.client, [])
+    desk.router.confirm(one)
+    one.attach_transport(desk.wires[one], -1)
+    assert desk.got(one) == [b"close"]
+
+
 def test_who_is_sent_away_in_its_replay_gets_later_only_what_came_behind_the_order(desk: Desk) -> None:
     connection = desk.begin(b"1")
     desk.router.route(direct("before", b"1"))

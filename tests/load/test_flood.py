@@ -8,9 +8,11 @@ import time
 
 import pytest
 
+from freeim.envelope import force_offline
+from freeim.errors import CloseCode
 from tests.faults.nodes import connect_all
 from tests.load.node import LoadedNode, loaded_node
-from tests.membership.terminals import NAMES, Terminal
+from tests.membership.terminals import NAMES, Ended, Terminal
 from tests.node.harness import channel_message, direct, join, until
 from tests.servers import RedisServer, encode_command
 
@@ -92,14 +94,15 @@ async def test_a_flood_above_the_bound_loses_what_the_counter_says_and_memory_st
     redis.command("CONFIG", "SET", "client-output-buffer-limit", "pubsub 0 0 0")
     limit, messages = 8 * MIB, 100_000
     with loaded_node(redis, "--bus-queue-limit", str(limit)) as node:
-        joining = range(2, 22)
-        terminals = await connect_all(redis, node.name, [1, *joining])
+        joining, leaving = range(2, 22), range(22, 42)
+        terminals = await connect_all(redis, node.name, [1, *joining, *leaving])
         before = node.memory("VmHWM")
         flooding = asyncio.ensure_future(flooded(redis, node, range(messages)))
-        # In the middle of it: what Redis tells of a change is never dropped.
+        # In the middle of it: what Redis tells of a change is never dropped, nor is who is forced offline.
         await node.metrics_until(lambda found: found("dropped_messages_total", reason="bus_queue"), "it drops some")
-        for client in joining:
+        for client, other in zip(joining, leaving, strict=True):
             join(redis, NAMES, client, "room")
+            redis.command("PUBLISH", node.channel, force_offline(other))
             await asyncio.sleep(0.02)  # so that they are spread over the flood
         most = await flooding
         end(redis, node)
@@ -115,4 +118,8 @@ async def test_a_flood_above_the_bound_loses_what_the_counter_says_and_memory_st
         redis.command("PUBLISH", node.channel, channel_message("room", "joined"))
         for client in joining:
             assert await terminals[client].next() == '"joined"'
+        for client in leaving:
+            with pytest.raises(Ended) as ended:
+                await terminals[client].next()
+            assert ended.value.args == (CloseCode.GOING_AWAY,)
         await until(lambda: "more than --bus-queue-limit (8388608 bytes) waited" in node.log, "a line in the log", 20)

@@ -13,6 +13,7 @@ import freeim.node.bus
 import freeim.node.link
 import freeim.node.presence
 from freeim._core import Connection, RespStream, Router
+from freeim.envelope import force_offline
 from freeim.node.link import GREAT_HURRY, HURRY, LARGE_READ, RedisLink
 from tests.node.harness import channel_message, direct, running, until
 from tests.servers import RedisServer
@@ -87,6 +88,31 @@ async def test_of_what_waits_beyond_the_limit_the_oldest_messages_are_dropped_an
     assert left == list(range(1000 - len(left), 1000))
     assert 90 <= len(left) < 100
     assert sum(dropped) + len(got) == 1003
+
+
+async def test_without_tracking_who_is_forced_offline_is_so_also_where_too_many_messages_wait_for_members(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with RedisServer(args=("--rename-command", "CLIENT", "")) as redis:
+        async with running(redis, bus_queue_limit=2_000) as run:
+            peer, session, bus = await run.connect(1), run.node._session, run.node._bus
+            send = session.send
+            held: list[tuple[Any, ...]] = []
+
+            def hold(*command: Any) -> None:
+                if command[1] == "HKEYS":  # who is a member is asked, and answered later
+                    held.append(command)
+                else:
+                    send(*command)
+
+            monkeypatch.setattr(session, "send", hold)
+            run.publish_all(channel_message("room", number) for number in range(20))
+            run.publish(force_offline(1))
+            await until(lambda: held and bus.dropped_for_membership + bus.unrouted == 21, "all has come")
+            assert 10 < bus.dropped_for_membership < 20
+            for command in held:
+                send(*command)
+            assert await peer.ended() == (1001, "disconnect")
 
 
 async def test_slices_are_the_shorter_the_more_comes_and_as_usual_once_all_is_handled() -> None:
