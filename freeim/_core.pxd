@@ -146,6 +146,7 @@ cdef class Router:
         readonly long long dropped    # messages that a pending client missed because the window was full
         Client _grace                 # stands in `_pending`, first, for all who are still to come; None: no grace
         dict _away                    # in the grace: id -> position from which on one that has left is to get messages
+        dict _answered                # in the grace: id -> position of the last answered message that went into its log
         bint _in_two                  # the grace, or the last one, is that of a hand-over: no receipt waits for it
         readonly long long forgotten  # messages that were kept for those until the window was full
         object _window                # deque of Message: all from the oldest pending client's `since` on
@@ -185,6 +186,7 @@ cdef class Router:
     cdef NoResult _trim(self) except NoResult.FAILED
     cdef bint _waits_here(self, bytes client_id) except -1
     cdef NoResult _force_offline_now(self, Message message) except NoResult.FAILED
+    cdef bint _was_answered(self, Message message, bytes receiver) except -1
     cdef NoResult _give_up(self, Message message) except NoResult.FAILED
     cdef bint _is_owed(self, Message message, bytes receiver) except -1
     cdef void _count(self, Message message) noexcept

@@ -90,6 +90,7 @@ cdef class Router:
         self._pending = OrderedDict()
         self._window = deque()
         self._away = {}
+        self._answered = {}
         self._position = 0
         self.window_limit = window_limit
         self._guid = guid
@@ -409,6 +410,7 @@ cdef class Router:
             if client is not None and client.pending and not _has_log(client):
                 client.since = self._position  # it has no connection, and what it missed has just been answered
         self._away.clear()
+        self._answered.clear()
         del self._pending[self._grace]
         self._grace = None
         # Who came in the grace waits since before it came, and the order of the others is to be that of `since` again.
@@ -512,13 +514,18 @@ cdef class Router:
             return client is None and message.position >= self._grace.came
         return message.position >= <long long>left
 
+    cdef bint _was_answered(self, Message message, bytes receiver) except -1:
+        """In the grace: whether a receipt was given when a receiver's log got a message. It may be replayed later."""
+        return message.position <= <long long>self._answered.get(receiver, -1)
+
     cdef NoResult _give_up(self, Message message) except NoResult.FAILED:
         """A message is kept no longer: those who are still away do not get it."""
         if message.kind != DIRECT or not message.receipt or message.frame is None or message.sender == self.system \
                 or self._in_two or self._mute_from <= message.position < self._mute_until:
             return NoResult.DONE
         for receiver in message.receivers:
-            if receiver != message.sender and self._is_owed(message, receiver):
+            if receiver != message.sender and self._is_owed(message, receiver) \
+                    and not self._was_answered(message, receiver):
                 self._on_receipt(message, receiver, False)
         return NoResult.DONE
 
@@ -695,9 +702,12 @@ cdef class Router:
         return client.log.append(message.frame)
 
     cdef NoResult _deliver_direct(self, Client client, Message message) except NoResult.FAILED:
-        cdef bint delivered = len(client.connections) > 0 or (client.log is not None and client.log.away > 0)
+        cdef bint here = len(client.connections) > 0
+        cdef bint kept = not here and _has_log(client)
         self._deliver(client, message)
-        self._receipt(message, client.id, delivered)
+        self._receipt(message, client.id, here or kept)
+        if kept and message.receipt and self._grace is not None:
+            self._answered[client.id] = message.position
         return NoResult.DONE
 
     cdef NoResult _receipt(self, Message message, bytes receiver, bint delivered) except NoResult.FAILED:
@@ -705,7 +715,9 @@ cdef class Router:
                 and receiver != message.sender and not self._mute_from <= message.position < self._mute_until:
             if self.elsewhere is not None:
                 delivered = delivered or receiver in self.elsewhere
-            if not delivered and self._grace is not None and not self._in_two:
-                return NoResult.DONE  # it may come back for it
+            if self._grace is not None and (
+                    self._was_answered(message, receiver)
+                    or not delivered and not self._in_two):  # it may come back for it
+                return NoResult.DONE
             self._on_receipt(message, receiver, delivered)
         return NoResult.DONE

@@ -284,3 +284,28 @@ def test_what_is_in_the_log_of_who_is_away_is_not_kept_for_it_again(desk: Desk) 
         (b"and while the membership is read", b"1", True),
         (b"and at the end of the grace", b"1", True),
     ]
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_what_went_into_a_log_is_answered_once_also_where_the_log_ends_within_the_grace(
+    desk: Desk, comes_back: bool
+) -> None:
+    router = desk.router
+    connection = desk.connect(b"1")
+    connection.client.log = log = Logs(100_000, 100_000).add()
+    router.retire(connection)
+    log.away = 1
+    router.route(direct("in the log", b"1", b"2"))
+    log.away = 0  # the window is over: nobody has come back for it
+    connection.client.log = None
+    router.detach(connection)
+    router.route(direct("behind it", b"1"))
+    if comes_back:
+        assert desk.got(desk.connect(b"1")) == [b"in the log", b"behind it"], "it is delivered all the same"
+    router.end_grace()
+    assert desk.receipts == [
+        (b"in the log", b"1", True),
+        *([(b"behind it", b"1", True)] if comes_back else []),
+        (b"in the log", b"2", False),
+        *([] if comes_back else [(b"behind it", b"1", False)]),
+    ]

@@ -50,6 +50,23 @@ async def test_who_is_away_while_redis_is_cut_gets_all_and_missed_nothing(redis_
             assert results(run) == {"resumed": 2}
 
 
+async def test_a_window_that_ends_within_the_grace_loses_nothing_and_answers_no_receipt_twice(
+    redis_server: RedisServer,
+) -> None:
+    with ImHelper(redis_server.url, nodes=["a"], bus="stream") as helper:
+        async with running(redis_server, **on_stream(stream_grace=60), resume_window=0.5) as run:
+            sender = await run.connect(7)
+            terminal = await (await resumer(run, 1)).lose()
+            helper.send_message(7, 1, "x", receipt=True)
+            receipt = await sender.next()
+            assert json.loads(receipt)["receipt"] == "发送成功", "it is kept for who is away"
+            await until(lambda: not run.node._connections.resume.away, "the window is over")
+            await terminal.connect()
+            assert terminal.missed is True
+            assert await terminal.fence() == texts("x")
+            assert await sender.fence() == []
+
+
 async def test_what_was_trimmed_is_a_gap_for_who_comes_back(redis_server: RedisServer) -> None:
     with Proxy(redis_server.port) as proxy, ImHelper(redis_server.url) as helper:
         async with running(redis_server, **on_stream(redis_url=proxy.url, stream_length=100), **WINDOW) as run:
