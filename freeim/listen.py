@@ -8,11 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from picows import WSError, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
+from picows import WSError, WSFrame, WSInvalidStatusError, WSListener, WSMsgType, WSTransport, ws_connect
 
 from freeim.commands import AnyId
 from freeim.errors import CloseCode, FreeImError
 from freeim.helper_async import AsyncImHelper
+from freeim.refused import printable, why_refused
 
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 5.0
@@ -76,9 +77,10 @@ async def listen(helper: AsyncImHelper, client: AnyId, channels: Sequence[str]) 
             except (OSError, WSError, FreeImError) as error:
                 if first and isinstance(error, FreeImError):
                     raise
-                if str(error) != problem:  # said once, however long it lasts
-                    problem = str(error)
-                    _say(f"not connected: {error}; trying again")
+                why = why_refused(error) if isinstance(error, WSInvalidStatusError) else str(error)
+                if why != problem:  # said once, however long it lasts
+                    problem = why
+                    _say(f"not connected: {why}; trying again")
             if printer is not None and printer.unread:
                 raise BrokenPipeError
             await asyncio.sleep(random.uniform(pause / 2, pause))
@@ -102,5 +104,5 @@ async def _connect(helper: AsyncImHelper, client: AnyId, channels: Sequence[str]
 
 
 def _say(text: str) -> None:
-    """Tell what happens, apart from what arrives."""
-    print(f"* {text}", file=sys.stderr, flush=True)
+    """Tell what happens, apart from what arrives. Some of it is the other side's words."""
+    print(f"* {printable(text)}", file=sys.stderr, flush=True)

@@ -113,6 +113,20 @@ def test_a_listener_that_is_replaced_by_a_newer_login_leaves_it_alone(redis_serv
                 assert newer.prints() == '"hi"'
 
 
+def test_a_listener_that_is_refused_shows_the_status_the_nodes_reason_and_what_to_do(redis_server: RedisServer) -> None:
+    limits = ("--max-per-client", "1", "--per-client-policy", "reject")
+    with Server("--bind", f"127.0.0.1:{free_port()}", "--redis-url", redis_server.url, *limits) as node:
+        node.banner()
+        with Listener(redis_server, "5") as first:
+            first.says("connected")
+            with Listener(redis_server, "5") as second:
+                second.says(
+                    r"^\* not connected: the answer was 429 Too Many Requests \(a client may have 1 connections "
+                    r"here, and this one has them\); end other connections, or see the node's --max-per-client, "
+                    r".*; trying again$"
+                )
+
+
 def test_a_listener_connects_again_with_a_fresh_token_and_is_in_its_channels_again(redis_server: RedisServer) -> None:
     command = ("--bind", f"127.0.0.1:{free_port()}", "--redis-url", redis_server.url)
     with Server(*command) as node:
