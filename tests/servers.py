@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from freeim.embedded.binaries import candidates, problem_of
 
@@ -44,8 +44,22 @@ def server_binary() -> str:
     )
 
 
+BAD_PORTS: Final = frozenset(
+    (1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, *range(6665, 6670), 6679, 6697, 10080)
+)
+"""Ports that browsers refuse to connect to (ERR_UNSAFE_PORT), of those that a system hands out.
+
+Source: Fetch Standard, section 2.9, "Port blocking"; below 1024 there are more."""
+
+
 def free_port() -> int:
-    """Return a TCP port on 127.0.0.1 that was free a moment ago."""
+    """Return a TCP port on 127.0.0.1 that was free a moment ago, and to which a browser connects."""
+    while (port := _any_port()) in BAD_PORTS:
+        pass
+    return port
+
+
+def _any_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -14,7 +14,7 @@ from tests.docs.pages import Page
 from tests.faults.proxy import Proxy
 from tests.node.harness import Running, direct, running, until
 from tests.node.resuming import results
-from tests.servers import RedisServer
+from tests.servers import RedisServer, free_port
 
 RESUME = Page("docs/resume.md")
 [IN_BROWSER] = RESUME.written_in("js")
@@ -112,7 +112,8 @@ async def test_the_terminal_in_python_gets_each_message_once_or_is_told(redis_se
 async def test_the_terminal_in_a_browser_gets_each_message_once_or_is_told(redis_server: RedisServer) -> None:
     got: list[Any] = []
     missed: list[Any] = []
-    async with running(redis_server, resume_window=60.0) as run, chromium() as browser:
+    bind = f"127.0.0.1:{free_port()}"
+    async with running(redis_server, resume_window=60.0, bind=bind) as run, chromium() as browser:
         tab = await browser.new_page()
         with Proxy(run.node.port) as proxy:
             losses = Losses(run, proxy)
