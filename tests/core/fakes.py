@@ -35,11 +35,13 @@ def never(_: Callable[[], None]) -> None:
     """A ``call_soon`` that forgets: the test flushes by itself."""
 
 
-def fanout() -> Fanout:
-    def too_slow(connection: Connection, *_: object) -> None:
-        raise AssertionError(f"connection {connection.number} was called too slow")
+def no_close(connection: Connection, *_: object) -> None:
+    """For tests in which nobody is too slow."""
+    raise AssertionError(f"connection {connection.number} was called too slow")
 
-    return Fanout(never, too_slow, 1 << 20, NO_LIMIT)
+
+def fanout() -> Fanout:
+    return Fanout(never, no_close, 1 << 20, NO_LIMIT)
 
 
 def open_connection(walk: Fanout, number: int) -> tuple[Connection, FakeTransport]:

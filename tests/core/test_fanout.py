@@ -14,13 +14,9 @@ import pytest
 import uvloop
 
 from freeim._core import Connection, Fanout, control_frame
-from tests.core.fakes import CLOSE, NO_LIMIT, FakeTransport, never, open_connection
+from tests.core.fakes import CLOSE, NO_LIMIT, FakeTransport, never, no_close, open_connection
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-
-
-def no_close(connection: Connection, *_: object) -> None:
-    raise AssertionError(f"connection {connection.number} was called too slow")
 
 
 def tcp_pair(buffers: int) -> tuple[socket.socket, socket.socket]:
