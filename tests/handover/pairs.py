@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from freeim.names import new_token
@@ -106,6 +106,15 @@ class Place:
     def owner(self) -> str:
         """Return the epoch that has the name."""
         return str(self.redis.command("GET", NAMES.lease(self.name)).decode())
+
+
+@contextlib.contextmanager
+def serving(redis: RedisServer, *args: str, change: str = "") -> Iterator[tuple[Place, Server]]:
+    """Start the first process of a node, and wait until it serves; `args` are as for `Place`."""
+    with Place(redis, *args) as place:
+        old = place.start(change=change)
+        old.banner()
+        yield place, old
 
 
 class Guest:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
+from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.cli.command import Server
 from tests.faults.nodes import Events, no_ghosts
-from tests.handover.pairs import GRACE, HANDED_OVER, PAUSES, STOPS, Guest, Place
+from tests.handover.pairs import GRACE, HANDED_OVER, PAUSES, STOPS, Guest, Place, serving
 from tests.membership.terminals import NAMES, Ended, Terminal
 from tests.node.harness import direct, join, until
 from tests.servers import RedisServer
@@ -31,12 +33,12 @@ async def serves(place: Place, client: int, receipt: bool = True) -> Terminal:
     return terminal
 
 
-async def started(place: Place) -> tuple[Server, Terminal, str]:
-    """Start a node; return it, a terminal of client 1 that is in a channel, and the node's epoch."""
-    old = place.start()
-    await asyncio.to_thread(old.banner)
-    join(place.redis, NAMES, 1, "room")
-    return old, await serves(place, 1), place.owner()
+@contextlib.asynccontextmanager
+async def in_use(redis: RedisServer, *args: str) -> AsyncIterator[tuple[Place, Server, Terminal, str]]:
+    """Start a node; with a terminal of client 1, which is in a channel, and the node's epoch."""
+    with serving(redis, *args) as (place, old):
+        join(redis, NAMES, 1, "room")
+        yield place, old, await serves(place, 1), place.owner()
 
 
 async def stays_as_it_was(place: Place, old: Server, terminal: Terminal, epoch: str) -> None:
@@ -59,8 +61,7 @@ async def stays_as_it_was(place: Place, old: Server, terminal: Terminal, epoch: 
 async def test_a_successor_that_is_killed_before_it_serves_changes_nothing(
     redis_server: RedisServer, moment: str
 ) -> None:
-    with Place(redis_server) as place:
-        old, terminal, epoch = await started(place)
+    async with in_use(redis_server) as (place, old, terminal, epoch):
         async with Events(redis_server) as events:
             new = place.start(change=STOPS[moment])
             await asyncio.to_thread(new.logged, "stopped")
@@ -86,8 +87,7 @@ async def test_a_successor_that_is_killed_before_it_serves_changes_nothing(
 async def test_a_successor_with_wrong_options_says_why_and_changes_nothing(
     redis_server: RedisServer, more: tuple[str, ...], reason: str
 ) -> None:
-    with Place(redis_server) as place:
-        old, terminal, epoch = await started(place)
+    async with in_use(redis_server) as (place, old, terminal, epoch):
         new = place.start(*(text.format(name=place.name, port=place.port) for text in more))
         assert await asyncio.to_thread(new.wait) in (2, 3)
         assert reason in new.stderr
@@ -99,8 +99,7 @@ async def test_a_successor_with_wrong_options_says_why_and_changes_nothing(
 async def test_a_successor_on_another_redis_is_refused(
     redis_server: RedisServer, own_redis_server: RedisServer
 ) -> None:
-    with Place(redis_server) as place:
-        old, terminal, epoch = await started(place)
+    async with in_use(redis_server) as (place, old, terminal, epoch):
         new = place.start("--redis-url", own_redis_server.url)
         assert await asyncio.to_thread(new.wait) == 2
         assert "is not known to this Redis" in new.stderr
@@ -111,8 +110,7 @@ async def test_a_successor_on_another_redis_is_refused(
 async def test_when_the_old_process_is_killed_before_the_new_one_serves_that_takes_its_place_at_once(
     redis_server: RedisServer, moment: str
 ) -> None:
-    with Place(redis_server) as place:
-        old, terminal, _ = await started(place)
+    async with in_use(redis_server) as (place, old, terminal, _):
         async with Events(redis_server) as events:
             new = place.start(change=PAUSES[moment])
             await asyncio.to_thread(old.logged, HANDED_OVER)
@@ -134,8 +132,7 @@ async def test_when_the_old_process_is_killed_before_the_new_one_serves_that_tak
 async def test_when_the_old_process_is_killed_while_it_drains_the_new_one_takes_out_the_rest_at_once(
     redis_server: RedisServer,
 ) -> None:
-    with Place(redis_server, "--drain", "60") as place:
-        old, first, _ = await started(place)
+    async with in_use(redis_server, "--drain", "60") as (place, old, first, _):
         others = [await place.connect(client) for client in range(2, 12)]
         for client in range(2, 12):
             join(redis_server, NAMES, client, "room")
@@ -159,8 +156,7 @@ async def test_when_the_old_process_is_killed_while_it_drains_the_new_one_takes_
 async def test_when_the_new_process_is_killed_while_the_old_one_drains_a_third_takes_the_name_at_once(
     redis_server: RedisServer,
 ) -> None:
-    with Place(redis_server, "--drain", "8") as place:
-        old, first, _ = await started(place)
+    async with in_use(redis_server, "--drain", "8") as (place, old, first, _):
         others = [await place.connect(client) for client in range(2, 6)]
         for client in range(2, 6):
             join(redis_server, NAMES, client, "room")
@@ -190,9 +186,9 @@ async def test_when_the_new_process_is_killed_while_the_old_one_drains_a_third_t
 
 
 async def test_a_successor_that_hangs_is_given_up(redis_server: RedisServer) -> None:
-    with Place(redis_server) as place:
-        old = place.start(change="from freeim.node import successor\nvars(successor).update(START_SECONDS=1.0)")
-        await asyncio.to_thread(old.banner)
+    with serving(
+        redis_server, change="from freeim.node import successor\nvars(successor).update(START_SECONDS=1.0)"
+    ) as (place, old):
         new = place.start(change=PAUSES["with the name"])
         await asyncio.to_thread(old.logged, "does not serve after 1 s; going on without it")
         await (await serves(place, 1)).close()
@@ -202,9 +198,7 @@ async def test_a_successor_that_hangs_is_given_up(redis_server: RedisServer) -> 
 
 
 async def test_an_old_process_that_does_not_answer_is_told_of(redis_server: RedisServer) -> None:
-    with Place(redis_server) as place:
-        old = place.start()
-        await asyncio.to_thread(old.banner)
+    with serving(redis_server) as (place, old):
         old.tell(signal.SIGSTOP)
         new = place.start()
         assert await asyncio.to_thread(new.wait) == 2
@@ -214,9 +208,7 @@ async def test_an_old_process_that_does_not_answer_is_told_of(redis_server: Redi
 
 
 async def test_the_socket_of_a_dead_process_is_no_obstacle(redis_server: RedisServer) -> None:
-    with Place(redis_server) as place:
-        old = place.start()
-        await asyncio.to_thread(old.banner)
+    with serving(redis_server) as (place, old):
         old.tell(signal.SIGKILL)
         await asyncio.to_thread(old.wait)
         assert place.files() == ["node.sock"]

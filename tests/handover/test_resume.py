@@ -9,7 +9,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 
 from tests.faults.nodes import Events, no_ghosts
-from tests.handover.pairs import GRACE, Place
+from tests.handover.pairs import GRACE, Place, serving
 from tests.membership.terminals import NAMES
 from tests.node.harness import direct, join, until
 from tests.node.resuming import announcement
@@ -29,9 +29,7 @@ async def resume(place: Place, client: int, last_id: str = "") -> tuple[ClientCo
 async def test_who_is_away_in_a_hand_over_comes_back_to_the_new_process_and_is_told_that_it_missed_something(
     redis_server: RedisServer,
 ) -> None:
-    with Place(redis_server, "--resume-window", "300", "--drain", "1") as place:
-        old = place.start()
-        old.banner()
+    with serving(redis_server, "--resume-window", "300", "--drain", "1") as (place, old):
         ids = {}
         for client in (1, 2):
             socket, said = await resume(place, client)

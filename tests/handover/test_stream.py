@@ -10,7 +10,7 @@ import time
 import pytest
 
 from freeim import ImHelper
-from tests.handover.pairs import PAUSES, Place
+from tests.handover.pairs import PAUSES, Place, serving
 from tests.membership.terminals import NAMES, Ended
 from tests.node.harness import join, until
 from tests.servers import RedisServer
@@ -104,9 +104,7 @@ async def test_who_moves_gets_each_message_once_and_in_order_and_also_what_came_
     change: str, redis_server: RedisServer
 ) -> None:
     """The drain takes longer than the grace, some come back late, and some leave and come at the wrong moment."""
-    with Place(redis_server, *STREAM, "--drain", "4", "--stream-grace", "2") as place:
-        old = place.start()
-        old.banner()
+    with serving(redis_server, *STREAM, "--drain", "4", "--stream-grace", "2") as (place, old):
         movers = await arrive(place, {client: (0.0, 0.3, 1.2)[client % 3] for client in range(1, 31)})
         publisher = Publisher(place, range(1, 31))
         await until(lambda: publisher.sent > 300, "messages", 30)
@@ -131,9 +129,7 @@ async def test_who_moves_gets_each_message_once_and_in_order_and_also_what_came_
 
 
 async def test_who_has_more_than_one_connection_gets_nothing_twice_on_one(redis_server: RedisServer) -> None:
-    with Place(redis_server, *STREAM, "--drain", "3") as place:
-        old = place.start()
-        old.banner()
+    with serving(redis_server, *STREAM, "--drain", "3") as (place, old):
         movers = [Mover(place, 1 + number // 3, 0.1 * (number % 2)) for number in range(30)]
         await until(lambda: all(mover.connections for mover in movers))
         publisher = Publisher(place, range(1, 11))
@@ -151,9 +147,7 @@ async def test_who_has_more_than_one_connection_gets_nothing_twice_on_one(redis_
 
 
 async def test_each_receipt_comes_once_while_sender_and_receivers_move(redis_server: RedisServer) -> None:
-    with Place(redis_server, *STREAM, "--drain", "3") as place:
-        old = place.start()
-        old.banner()
+    with serving(redis_server, *STREAM, "--drain", "3") as (place, old):
         movers = await arrive(place, dict.fromkeys(range(1, 6), 0.2))
         [sender] = await arrive(place, {100: 0.2})
         publisher = Publisher(place, range(1, 6), sender=100)
@@ -177,9 +171,7 @@ async def test_each_receipt_comes_once_while_sender_and_receivers_move(redis_ser
 async def test_when_the_old_process_is_killed_nothing_is_missing_and_only_the_last_moment_comes_twice(
     redis_server: RedisServer,
 ) -> None:
-    with Place(redis_server, *STREAM, "--drain", "60") as place:
-        old = place.start()
-        old.banner()
+    with serving(redis_server, *STREAM, "--drain", "60") as (place, old):
         movers = await arrive(place, dict.fromkeys(range(1, 11), 0.2))
         publisher = Publisher(place, range(1, 11), channel=False)  # a channel ends with the last connection
         new = place.start()
@@ -200,9 +192,7 @@ async def test_when_the_old_process_is_killed_nothing_is_missing_and_only_the_la
 async def test_receipts_that_wait_for_clients_since_the_start_are_answered_by_the_old_process(
     redis_server: RedisServer,
 ) -> None:
-    with Place(redis_server, *STREAM, "--drain", "60") as place:
-        old = place.start()
-        old.banner()
+    with serving(redis_server, *STREAM, "--drain", "60") as (place, _):
         [sender] = await arrive(place, {7: 0.0})
         with ImHelper(place.redis.url) as helper:
             helper.send_message(7, [8], "x", receipt=True)
@@ -216,9 +206,7 @@ async def test_receipts_that_wait_for_clients_since_the_start_are_answered_by_th
 
 
 async def test_a_successor_that_ends_before_it_serves_leaves_no_grace_behind(redis_server: RedisServer) -> None:
-    with Place(redis_server, *STREAM, "--stream-grace", "0.2", "--drain", "1") as place:
-        old = place.start()
-        old.banner()
+    with serving(redis_server, *STREAM, "--stream-grace", "0.2", "--drain", "1") as (place, old):
         await asyncio.sleep(1)
         new = place.start(change=PAUSES["with the name"])
         await until(lambda: redis_server.command("HLEN", NAMES.shares) == 2, "the new process has the name")

@@ -15,7 +15,7 @@ import pytest
 from tests.certificates import Certificates
 from tests.docs.pages import Page
 from tests.faults.nodes import Events, no_ghosts, tell_channel
-from tests.handover.pairs import GRACE, PAUSES, Guest, Place, end
+from tests.handover.pairs import GRACE, PAUSES, Guest, Place, end, serving
 from tests.membership.terminals import NAMES, Ended, Terminal, request
 from tests.node.harness import channel_message, direct, join, running, until
 from tests.node.scrape import fetch
@@ -42,9 +42,7 @@ async def arrive(place: Place, client: int, done: list[int]) -> None:
 
 
 async def test_of_400_connections_opened_through_a_hand_over_none_is_refused_or_lost(redis_server: RedisServer) -> None:
-    with Place(redis_server, "--drain", "1") as place:
-        old = place.start()
-        old.banner()
+    with serving(redis_server, "--drain", "1") as (place, old):
         done: list[int] = []
         arriving = []
         new = None
@@ -64,9 +62,7 @@ async def test_of_400_connections_opened_through_a_hand_over_none_is_refused_or_
 
 
 async def test_each_connection_hears_all_from_its_101_to_its_end_in_order_and_once(redis_server: RedisServer) -> None:
-    with Place(redis_server, "--drain", "3") as place:
-        old = place.start()
-        old.banner()
+    with serving(redis_server, "--drain", "3") as (place, old):
         number = 0
         times = [time.monotonic()]
         guests = [Guest(place, client, lambda: number) for client in range(1, GUESTS + 1)]
@@ -109,9 +105,7 @@ async def test_each_connection_hears_all_from_its_101_to_its_end_in_order_and_on
 async def test_who_comes_back_never_was_offline_and_keeps_its_channels_and_who_does_not_is_offline_once(
     redis_server: RedisServer,
 ) -> None:
-    with Place(redis_server, "--drain", "1") as place:
-        old = place.start()
-        old.banner()
+    with serving(redis_server, "--drain", "1") as (place, old):
         for client in range(1, 41):
             join(redis_server, NAMES, client, "room")
         guests = [Guest(place, client, lambda: 0) for client in range(1, 31)]
@@ -146,9 +140,7 @@ async def test_the_sender_rule_counts_connections_over_both_and_each_receipt_is_
     def receipt(outcome: str) -> str:
         return json.dumps({"content": '"m"', "receipt": outcome}, ensure_ascii=False, separators=(",", ":"))
 
-    with Place(redis_server, "--drain", "60") as place:
-        old = place.start()
-        old.banner()
+    with serving(redis_server, "--drain", "60") as (place, old):
         first = await place.connect(100)  # the first that is sent away, at once
         at_old = {client: await place.connect(client) for client in (1, 2, 3)}
         new = place.start()
@@ -194,9 +186,7 @@ async def test_the_sender_rule_counts_connections_over_both_and_each_receipt_is_
 async def test_who_comes_to_the_old_process_while_the_new_one_starts_counts_for_receipts(
     redis_server: RedisServer,
 ) -> None:
-    with Place(redis_server, "--drain", "60") as place:
-        old = place.start()
-        old.banner()
+    with serving(redis_server, "--drain", "60") as (place, _):
         first = await place.connect(100)
         # It knows the clients of the old process already, and does not serve yet.
         new = place.start(change=PAUSES["with the name"])
@@ -226,9 +216,7 @@ async def test_the_probe_of_another_instance_is_not_taken_for_ones_own(redis_ser
 
 
 async def test_receipts_pass_from_one_to_the_other_without_a_gap_or_a_double(redis_server: RedisServer) -> None:
-    with Place(redis_server, "--drain", "3") as place:
-        old = place.start()
-        old.banner()
+    with serving(redis_server, "--drain", "3") as (place, _):
         await (await place.connect(100)).close()
         guests = {client: await place.connect(client) for client in (1, 2)}
         new = place.start()
@@ -257,9 +245,7 @@ async def test_receipts_pass_from_one_to_the_other_without_a_gap_or_a_double(red
 async def test_a_connection_in_the_middle_of_its_handshake_is_served_by_the_old_process(
     redis_server: RedisServer,
 ) -> None:
-    with Place(redis_server, "--handshake-timeout", "30") as place:
-        old = place.start()
-        old.banner()
+    with serving(redis_server, "--handshake-timeout", "30") as (place, old):
         slow = [await asyncio.open_connection("127.0.0.1", place.port) for _ in range(5)]
         text = [request(place.token(client)) for client in range(1, 6)]
         for (_, writer), part in zip(slow, text, strict=True):
