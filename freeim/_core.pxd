@@ -262,29 +262,31 @@ cdef class Log:
         public int away               # connections that are lost and may be resumed, without those that have been
         readonly bint ended           # takes nothing more
         long long age                 # when it was looked at last, in `Logs.age`
+        long long oldest              # age of the oldest message that is here, by which `Logs` finds it; NO_AGE: none
         long long[AGES] before        # age % AGES -> `last` when that age began, for the last AGES ages
 
     cdef Py_ssize_t cost(self) noexcept
     cdef NoResult append(self, bytes frame) except NoResult.FAILED
     cdef NoResult forget(self, long long number) except NoResult.FAILED
     cdef NoResult grow_older(self) except NoResult.FAILED
-    cdef NoResult forget_older(self, long long ages) except NoResult.FAILED
-    cdef long long ages(self) noexcept
+    cdef NoResult forget_oldest(self) except NoResult.FAILED
 
 
 @cython.final
 cdef class Logs:
     cdef:
         Backlog backlog               # the memory of all frames that are in some log
-        public Py_ssize_t others      # bytes that count for the limit besides the frames
+        Py_ssize_t _others            # bytes that count for the limit besides the frames
         readonly Py_ssize_t log_limit
         readonly Py_ssize_t limit
         public long long age          # of the node, from AGES on: messages are kept for AGES - 1 of these, at least
         object _turns                 # deque of Log: all that have not ended, and some that have
-        long long _cut                # no log held anything older than so many ages ...
-        long long _cut_age            # ... in this age
+        dict _by_oldest               # age -> OrderedDict of Log: all that have something, by their `oldest`
+        long long _oldest             # of these ages, the one that was the oldest at the last relief
 
     cdef Py_ssize_t memory_now(self) noexcept
+    cdef NoResult enter(self, Log log) except NoResult.FAILED
+    cdef NoResult leave(self, Log log) except NoResult.FAILED
     cdef NoResult relieve(self) except NoResult.FAILED
 
 
