@@ -136,19 +136,53 @@ cdef class Fanout:
 
 
 @cython.final
+cdef class Track:
+    cdef:
+        list messages                 # Message; None for each that is gone
+        Py_ssize_t gone               # so many of the first
+
+
+@cython.final
+cdef class Window:
+    cdef:
+        Py_ssize_t _newest
+        object recent                 # deque of Message: the newest, as many as that
+        object indexed                # deque of Message: all before them
+        dict _of_id                   # receiver -> Track of the indexed that name it, or the only one
+        dict _of_channel              # name -> likewise, of its messages
+        Track _of_all                 # those that may concern anybody
+        long long _last_indexed       # position of the last of `indexed`, where there is one
+        Py_ssize_t _recent_bytes      # what `recent` weighs
+        Py_ssize_t _indexed_bytes     # and `indexed`, with the index
+
+    cdef NoResult _begin_index(self) except NoResult.FAILED
+    cdef Py_ssize_t bytes(self) noexcept
+    cdef Py_ssize_t size(self) except -1
+    cdef NoResult add(self, Message message) except NoResult.FAILED
+    cdef Message take(self)
+    cdef NoResult forget(self, long long position) except NoResult.FAILED
+    cdef NoResult _enter(self, Message message) except NoResult.FAILED
+    cdef NoResult _leave(self, Message message) except NoResult.FAILED
+    cdef NoResult _put(self, dict index, bytes name, Message message) except NoResult.FAILED
+    cdef NoResult _drop(self, dict index, bytes name) except NoResult.FAILED
+    cdef NoResult _drop_first(self, Track track) except NoResult.FAILED
+    cdef list parts(self, Client client)
+    cdef NoResult _add_part(self, list result, Client client, found) except NoResult.FAILED
+
+
+@cython.final
 cdef class Router:
     cdef:
         readonly dict clients         # id -> Client; every client with attached > 0 or reading
         dict _channels                # name -> Channel; only those with a member here
         object _pending               # OrderedDict: Client -> None, ordered by `since`
-        Py_ssize_t _window_bytes
         public Py_ssize_t window_limit
         readonly long long dropped    # messages that a pending client missed because the window was full
         Client _grace                 # stands in `_pending`, first, for all who are still to come; None: no grace
         dict _away                    # in the grace: id -> position from which on one that has left is to get messages
         bint _in_two                  # the grace, or the last one, is that of a hand-over: no receipt waits for it
         readonly long long forgotten  # messages that were kept for those until the window was full
-        object _window                # deque of Message: all from the oldest pending client's `since` on
+        Window _window                # all messages from the oldest pending client's `since` on
         long long _position           # of the next message
         public bint open              # the node's name is taken; what comes before is not for this instance
         public bytes opener           # the payload at whose place in the stream it opens; None where Python opens it
@@ -191,6 +225,7 @@ cdef class Router:
     cdef bint _is_due(self, Client client, Message message) noexcept
     cdef NoResult _spread(self, dict clients, Message message) except NoResult.FAILED
     cdef NoResult _replay(self, Client client) except NoResult.FAILED
+    cdef NoResult _replay_one(self, Client client, Message message) except NoResult.FAILED
     cdef NoResult _deliver_direct(self, Client client, Message message) except NoResult.FAILED
     cdef bint _is_only_here(self, Client client) except -1
     cdef NoResult _deliver(self, Client client, Message message) except NoResult.FAILED
