@@ -156,7 +156,7 @@ cdef class Window:
         Py_ssize_t _indexed_bytes     # and `indexed`, with the index
 
     cdef NoResult _begin_index(self) except NoResult.FAILED
-    cdef Py_ssize_t bytes(self) noexcept
+    cdef Py_ssize_t memory(self) noexcept
     cdef Py_ssize_t size(self) except -1
     cdef NoResult add(self, Message message) except NoResult.FAILED
     cdef Message take(self)

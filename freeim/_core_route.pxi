@@ -107,7 +107,7 @@ cdef class Router:
     @property
     def window_bytes(self):
         """What the messages that wait for pending clients weigh; `window_limit` is the limit."""
-        return self._window.bytes()
+        return self._window.memory()
 
     @property
     def messages(self):
@@ -313,7 +313,7 @@ cdef class Router:
         message.position = self._position
         self._position += 1
         if self._pending:
-            if self._window.bytes() < self.window_limit:
+            if self._window.memory() < self.window_limit:
                 self._window.add(message)
             else:
                 self._overflow(message)
@@ -459,7 +459,7 @@ cdef class Router:
         if self._grace is None:
             self.dropped += 1
             return NoResult.DONE
-        while self._window.bytes() >= goal:
+        while self._window.memory() >= goal:
             oldest = self._window.take()
             if oldest is None:
                 break
@@ -521,7 +521,7 @@ cdef class Router:
         return NoResult.DONE
 
     cdef NoResult _replay_one(self, Client client, Message message) except NoResult.FAILED:
-        """Deliver a message that has waited to a client that it names, or to whose channel or to all of whom it goes."""
+        """Deliver a message that has waited, and is for this client, for a channel of it or for all."""
         cdef long long before = self.deliveries
         if message.kind == DIRECT:
             if self._in_two and message.position < client.came:

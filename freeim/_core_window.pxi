@@ -10,7 +10,7 @@ cdef enum:
     RECEIVER_COST = 64   # and that each id in its list of receivers takes
     NAME_COST = 80       # and that each name, by which something is found in the index, takes,
     TRACK_COST = 120     # with more than one message there
-    PLACE_COST = 12      # and for each of these
+    PLACE_COST = 16      # and for each of these
 
 
 cdef inline Py_ssize_t _weight(Message message) except -1:
@@ -55,7 +55,7 @@ cdef class Window:
     cdef Py_ssize_t size(self) except -1:
         return len(self.indexed) + len(self.recent)
 
-    cdef inline Py_ssize_t bytes(self) noexcept:
+    cdef inline Py_ssize_t memory(self) noexcept:
         return self._recent_bytes + self._indexed_bytes
 
     cdef NoResult add(self, Message message) except NoResult.FAILED:
@@ -161,10 +161,14 @@ cdef class Window:
         return NoResult.DONE
 
     cdef list parts(self, Client client):
-        """Return what is found for a client: a heap of (position of the next message, messages, place of the next)."""
-        cdef list result = []
+        """Return what the index finds for a client: a heap of (position of the next message, messages, its place).
+
+        None where nothing that waits for the client is in the index.
+        """
+        cdef list result
         if not self.indexed or self._last_indexed < client.since:
-            return result
+            return None
+        result = []
         self._add_part(result, client, self._of_all)
         self._add_part(result, client, self._of_id.get(client.id))
         for name in client.channels:
