@@ -136,12 +136,46 @@ cdef class Fanout:
 
 
 @cython.final
+cdef class Track:
+    cdef:
+        list messages                 # Message; None for each that is gone
+        Py_ssize_t gone               # so many of the first
+
+
+@cython.final
+cdef class Window:
+    cdef:
+        Py_ssize_t _newest
+        object recent                 # deque of Message: the newest, as many as that
+        object indexed                # deque of Message: all before them
+        dict _of_id                   # receiver -> Track of the indexed that name it, or the only one
+        dict _of_channel              # name -> likewise, of its messages
+        Track _of_all                 # those that may concern anybody
+        long long _last_indexed       # position of the last of `indexed`, where there is one
+        Py_ssize_t _recent_bytes      # what `recent` weighs
+        Py_ssize_t _indexed_bytes     # and `indexed`, with the index
+
+    cdef NoResult _begin_index(self) except NoResult.FAILED
+    cdef Py_ssize_t memory(self) noexcept
+    cdef Py_ssize_t size(self) except -1
+    cdef NoResult add(self, Message message) except NoResult.FAILED
+    cdef Message take(self)
+    cdef NoResult forget(self, long long position) except NoResult.FAILED
+    cdef NoResult _enter(self, Message message) except NoResult.FAILED
+    cdef NoResult _leave(self, Message message) except NoResult.FAILED
+    cdef NoResult _put(self, dict index, bytes name, Message message) except NoResult.FAILED
+    cdef NoResult _drop(self, dict index, bytes name) except NoResult.FAILED
+    cdef NoResult _drop_first(self, Track track) except NoResult.FAILED
+    cdef list parts(self, Client client)
+    cdef NoResult _add_part(self, list result, Client client, found) except NoResult.FAILED
+
+
+@cython.final
 cdef class Router:
     cdef:
         readonly dict clients         # id -> Client; every client with attached > 0 or reading
         dict _channels                # name -> Channel; only those with a member here
         object _pending               # OrderedDict: Client -> None, ordered by `since`
-        Py_ssize_t _window_bytes
         public Py_ssize_t window_limit
         readonly long long dropped    # messages that a pending client missed because the window was full
         Client _grace                 # stands in `_pending`, first, for all who are still to come; None: no grace
@@ -149,7 +183,7 @@ cdef class Router:
         dict _answered                # in the grace: id -> position of the last answered message that went into its log
         bint _in_two                  # the grace, or the last one, is that of a hand-over: no receipt waits for it
         readonly long long forgotten  # messages that were kept for those until the window was full
-        object _window                # deque of Message: all from the oldest pending client's `since` on
+        Window _window                # all messages from the oldest pending client's `since` on
         long long _position           # of the next message
         public bint open              # the node's name is taken; what comes before is not for this instance
         public bytes opener           # the payload at whose place in the stream it opens; None where Python opens it
@@ -195,6 +229,7 @@ cdef class Router:
     cdef bint _is_due(self, Client client, Message message) noexcept
     cdef NoResult _spread(self, dict clients, Message message) except NoResult.FAILED
     cdef NoResult _replay(self, Client client) except NoResult.FAILED
+    cdef NoResult _replay_one(self, Client client, Message message) except NoResult.FAILED
     cdef NoResult _deliver_direct(self, Client client, Message message) except NoResult.FAILED
     cdef bint _is_only_here(self, Client client) except -1
     cdef NoResult _deliver(self, Client client, Message message) except NoResult.FAILED
@@ -266,29 +301,31 @@ cdef class Log:
         public int away               # connections that are lost and may be resumed, without those that have been
         readonly bint ended           # takes nothing more
         long long age                 # when it was looked at last, in `Logs.age`
+        long long oldest              # age of the oldest message that is here, by which `Logs` finds it; NO_AGE: none
         long long[AGES] before        # age % AGES -> `last` when that age began, for the last AGES ages
 
     cdef Py_ssize_t cost(self) noexcept
     cdef NoResult append(self, bytes frame) except NoResult.FAILED
     cdef NoResult forget(self, long long number) except NoResult.FAILED
     cdef NoResult grow_older(self) except NoResult.FAILED
-    cdef NoResult forget_older(self, long long ages) except NoResult.FAILED
-    cdef long long ages(self) noexcept
+    cdef NoResult forget_oldest(self) except NoResult.FAILED
 
 
 @cython.final
 cdef class Logs:
     cdef:
         Backlog backlog               # the memory of all frames that are in some log
-        public Py_ssize_t others      # bytes that count for the limit besides the frames
+        Py_ssize_t _others            # bytes that count for the limit besides the frames
         readonly Py_ssize_t log_limit
         readonly Py_ssize_t limit
         public long long age          # of the node, from AGES on: messages are kept for AGES - 1 of these, at least
         object _turns                 # deque of Log: all that have not ended, and some that have
-        long long _cut                # no log held anything older than so many ages ...
-        long long _cut_age            # ... in this age
+        dict _by_oldest               # age -> OrderedDict of Log: all that have something, by their `oldest`
+        long long _oldest             # of these ages, the one that was the oldest at the last relief
 
     cdef Py_ssize_t memory_now(self) noexcept
+    cdef NoResult enter(self, Log log) except NoResult.FAILED
+    cdef NoResult leave(self, Log log) except NoResult.FAILED
     cdef NoResult relieve(self) except NoResult.FAILED
 
 

@@ -96,6 +96,13 @@ class Client:
 class Channel: ...
 
 @final
+class Track: ...
+
+@final
+class Window:
+    def __init__(self, newest: int) -> None: ...
+
+@final
 class Router:
     open: bool
     opener: bytes | None
@@ -114,6 +121,7 @@ class Router:
         on_other: Callable[[bytes, Message | None], Callable[[], Any] | None] | None = None,
         barrier: bool = True,
         slice_ms: float = 2.0,
+        newest: int = 512,
     ) -> None: ...
     @property
     def clients(self) -> dict[bytes, Client]: ...

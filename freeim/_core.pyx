@@ -82,6 +82,7 @@ HAVE_EPOLL = bool(FREEIM_HAVE_EPOLL)
 
 include "_core_resp.pxi"
 include "_core_decode.pxi"
+include "_core_window.pxi"
 include "_core_route.pxi"
 include "_core_fanout.pxi"
 include "_core_socket.pxi"

@@ -2,6 +2,10 @@
 # references to the frames that all receivers share. While --resume-window is 0 no client has one.
 
 
+cdef enum:
+    NO_AGE = 0  # ages begin at AGES
+
+
 cdef class Log:
     """The last messages of one client, numbered from 1 on; made by `Logs.add`."""
 
@@ -38,6 +42,9 @@ cdef class Log:
         self.grow_older()
         self.queue.add(frame)
         self.last += 1
+        if self.oldest == NO_AGE:
+            self.oldest = self.age
+            self.logs.enter(self)
         while self.cost() > self.logs.log_limit:
             self.forget(self.forgotten + 1)
         if self.logs.memory_now() > self.logs.limit:
@@ -46,9 +53,23 @@ cdef class Log:
 
     cdef NoResult forget(self, long long number) except NoResult.FAILED:
         """Forget what comes up to a number."""
+        cdef long long oldest
+        if number <= self.forgotten:
+            return NoResult.DONE
         while self.forgotten < number:
             self.forgotten += 1
             self.queue.take(PyBytes_GET_SIZE(<bytes>self.queue._frames[0]))
+        if self.forgotten == self.last:
+            oldest = NO_AGE
+        else:
+            oldest = max(self.oldest, self.age - AGES + 1)  # `before` knows no older ones
+            while oldest < self.age and self.before[(oldest + 1) % AGES] <= self.forgotten:
+                oldest += 1
+        if oldest != self.oldest:
+            self.logs.leave(self)
+            self.oldest = oldest
+            if oldest != NO_AGE:
+                self.logs.enter(self)
         return NoResult.DONE
 
     cdef NoResult grow_older(self) except NoResult.FAILED:
@@ -60,22 +81,23 @@ cdef class Log:
         for age in range(max(self.age + 1, now - AGES + 1), now + 1):
             self.before[age % AGES] = self.last
         self.age = now
-        return self.forget_older(AGES)
+        return self.forget(self.before[(now + 1) % AGES])  # where the oldest of the last `AGES` ages began
 
-    cdef NoResult forget_older(self, long long ages) except NoResult.FAILED:
-        """Forget all but the messages of the last so many ages, at most `AGES`."""
-        return self.forget(self.before[(self.age - ages + 1) % AGES])
-
-    cdef long long ages(self) noexcept:
-        """Return in how many ages, up to the last look, what is here has come; 1 where nothing is here."""
-        cdef long long count = 1
-        while count < AGES and self.before[(self.age - count + 1) % AGES] > self.forgotten:
-            count += 1
-        return count
+    cdef NoResult forget_oldest(self) except NoResult.FAILED:
+        """Forget the messages of the oldest age that something is here of; of the present age, an eighth."""
+        cdef long long end = self.last
+        if self.oldest < self.age:
+            end = self.before[(self.oldest + 1) % AGES]
+        elif self.oldest == self.logs.age:
+            end = self.forgotten + (self.last - self.forgotten + 7) // 8
+        return self.forget(end)
 
 
 cdef class Logs:
     """All logs of a node, and the memory that they take together.
+
+    Where it would be more than the limit, the oldest messages of all are forgotten at once, and no more of them than
+    must be. So whatever asks for room pays for that room, and the memory is never above the limit.
 
     Args:
         log_limit: Bytes of memory that one log may take.
@@ -86,8 +108,10 @@ cdef class Logs:
         self.log_limit = log_limit
         self.limit = limit
         self.backlog = Backlog()
-        self.age = self._cut = self._cut_age = AGES
+        self.age = AGES
         self._turns = deque()
+        self._by_oldest = {}
+        self._oldest = NO_AGE
 
     def add(self):
         """Return a new log."""
@@ -112,35 +136,46 @@ cdef class Logs:
         """Bytes of memory that count for the limit of the node."""
         return self.memory_now()
 
+    @property
+    def others(self):
+        """Bytes of memory that count for the limit besides the messages; messages make room for them."""
+        return self._others
+
+    @others.setter
+    def others(self, Py_ssize_t size):
+        self._others = size
+        if self.memory_now() > self.limit:
+            self.relieve()
+
     cdef Py_ssize_t memory_now(self) noexcept:
-        return self.backlog.size + self.others
+        return self.backlog.size + self._others
+
+    cdef NoResult enter(self, Log log) except NoResult.FAILED:
+        """A log has something, the oldest of which is of its age `oldest`."""
+        logs = self._by_oldest.get(log.oldest)
+        if logs is None:
+            # Not a dict: taking the first of one again and again walks over the holes.
+            logs = self._by_oldest[log.oldest] = OrderedDict()
+        logs[log] = None
+        return NoResult.DONE
+
+    cdef NoResult leave(self, Log log) except NoResult.FAILED:
+        """What was the oldest in a log is forgotten; to be called before `oldest` changes."""
+        logs = self._by_oldest[log.oldest]
+        del logs[log]
+        if not logs:
+            del self._by_oldest[log.oldest]
+        return NoResult.DONE
 
     cdef NoResult relieve(self) except NoResult.FAILED:
-        """Forget the oldest messages of all logs, far enough below the limit that this is rarely needed."""
-        cdef:
-            Log log
-            Py_ssize_t enough = self.limit - self.limit // 16
-            # What is older was forgotten last time: no need to walk over all logs once for each of those ages.
-            long long done = min(<long long>AGES, self._cut + self.age - self._cut_age)
-            long long ages = done
-            Py_ssize_t before
-        while self.memory_now() > enough and self.backlog.size:
-            self._cut = max(done, 1)
-            self._cut_age = self.age
-            ages -= 1
-            before = self.backlog.size
-            for log in self._turns:
-                if self.memory_now() <= enough:
-                    break
-                log.grow_older()
-                if ages > 0:
-                    log.forget_older(ages)
-                else:  # all is of the youngest age: an eighth
-                    log.forget(log.forgotten + (log.last - log.forgotten + 7) // 8)
-            done = ages
-            if self.backlog.size == before and ages > 1:  # nothing is so old: all may be young, in many logs
-                ages = 1
-                for log in self._turns:
-                    ages = max(ages, log.ages())
-                done = ages
+        """Forget the oldest messages of all logs until there is room. Each step forgets one message at least."""
+        cdef Log log
+        while self._by_oldest and self.memory_now() > self.limit:
+            # Ages are entered and left forwards only: as long as it is there, it is the oldest.
+            if self._oldest not in self._by_oldest:
+                self._oldest = min(self._by_oldest)
+            logs = self._by_oldest[self._oldest]
+            log = next(iter(logs))
+            logs.move_to_end(log)  # each has its turn, where more of this age remains
+            log.forget_oldest()
         return NoResult.DONE

@@ -3,8 +3,6 @@
 
 cdef enum:
     CLIENTS_PER_LOOK = 256  # at the clock, while a message goes to many
-    MESSAGE_COST = 200      # bytes of memory that a message in the window takes besides its frame
-    RECEIVER_COST = 64      # and that each id in its list of receivers takes
 
 
 cdef class Client:
@@ -50,15 +48,6 @@ def _since_of(item):
     return (<Client>item[0]).since
 
 
-cdef inline Py_ssize_t _weight(Message message) except -1:
-    cdef Py_ssize_t weight = MESSAGE_COST
-    if message.frame is not None:
-        weight += PyBytes_GET_SIZE(message.frame)
-    if message.receivers is not None:
-        weight += RECEIVER_COST * len(message.receivers)
-    return weight
-
-
 cdef class Router:
     """The tables of clients and channels, and the rules of delivery.
 
@@ -79,16 +68,17 @@ cdef class Router:
             None; or any message without tracking. Returns what `take` is to return.
         barrier: False switches the waiting of pending clients off, to show in a test what it is for.
         slice_ms: Longest time for which one message to many keeps the loop, in milliseconds.
+        newest: Messages of the window that a replay looks at one by one; those before them are found by an index.
     """
 
     def __init__(self, bytes system not None, on_receipt, on_reread, on_force_offline, *, bint tracking=True,
                  Py_ssize_t window_limit=268_435_456, bint guid=False, on_other=None, bint barrier=True,
-                 double slice_ms=2.0):
+                 double slice_ms=2.0, Py_ssize_t newest=512):
         self.clients = {}
         self._channels = {}
         # Not a dict: the first of a dict whose oldest entries were deleted is found by walking over the holes.
         self._pending = OrderedDict()
-        self._window = deque()
+        self._window = Window(newest)
         self._away = {}
         self._answered = {}
         self._position = 0
@@ -108,7 +98,7 @@ cdef class Router:
     @property
     def window_size(self):
         """Messages that wait for pending clients."""
-        return len(self._window)
+        return self._window.size()
 
     @property
     def pending_count(self):
@@ -118,7 +108,7 @@ cdef class Router:
     @property
     def window_bytes(self):
         """What the messages that wait for pending clients weigh; `window_limit` is the limit."""
-        return self._window_bytes
+        return self._window.memory()
 
     @property
     def messages(self):
@@ -324,9 +314,8 @@ cdef class Router:
         message.position = self._position
         self._position += 1
         if self._pending:
-            if self._window_bytes < self.window_limit:
-                self._window.append(message)
-                self._window_bytes += _weight(message)
+            if self._window.memory() < self.window_limit:
+                self._window.add(message)
             else:
                 self._overflow(message)
         self._route(message)
@@ -363,9 +352,7 @@ cdef class Router:
         """Forget the messages that nobody waits for."""
         cdef long long oldest
         oldest = (<Client>next(iter(self._pending))).since if self._pending else self._position
-        while self._window and (<Message>self._window[0]).position < oldest:
-            self._window_bytes -= _weight(self._window.popleft())
-        return NoResult.DONE
+        return self._window.forget(oldest)
 
     # ---- the grace: messages are kept for clients that come back after this node
 
@@ -403,7 +390,9 @@ cdef class Router:
         if self._grace is None:
             return
         self.finish()
-        for message in self._window:
+        for message in self._window.indexed:
+            self._give_up(message)
+        for message in self._window.recent:
             self._give_up(message)
         for client_id in self._away:
             client = self.clients.get(client_id)
@@ -478,18 +467,17 @@ cdef class Router:
                 return NoResult.DONE
             if not self._waits_here((<list>message.receivers)[0]):
                 return NoResult.DONE
-        while self._grace is not None and self._window and self._window_bytes >= goal:
-            oldest = self._window.popleft()
-            self._window_bytes -= _weight(oldest)
+        while self._grace is not None and self._window.memory() >= goal:
+            oldest = self._window.take()
+            if oldest is None:
+                break
             if oldest.kind == FORCE_OFFLINE:
                 self._force_offline_now(oldest)
             else:
                 self.forgotten += 1
             self._give_up(oldest)
             self._grace.since = max(self._grace.since, oldest.position + 1)
-        self._window.append(message)
-        self._window_bytes += _weight(message)
-        return NoResult.DONE
+        return self._window.add(message)
 
     cdef bint _waits_here(self, bytes client_id) except -1:
         """Whether a client is here that is pending."""
@@ -530,31 +518,54 @@ cdef class Router:
         return NoResult.DONE
 
     cdef NoResult _replay(self, Client client) except NoResult.FAILED:
+        """Deliver what has waited for a client, in order."""
         cdef:
             Message message
-            long long before
-        for message in self._window:
+            list parts = self._window.parts(client)
+            list messages
+            Py_ssize_t place
+            long long until
+        while parts:
+            _, messages, place = heapq.heappop(parts)
+            until = <long long>parts[0][0] if parts else LLONG_MAX
+            while place < len(messages):
+                message = messages[place]
+                if message.position > until:
+                    heapq.heappush(parts, (message.position, messages, place))
+                    break
+                self._replay_one(client, message)
+                place += 1
+        for message in self._window.recent:
             if message.position < client.since:
                 continue
-            before = self.deliveries
-            if message.kind == BROADCAST:
-                self._deliver(client, message)
-            elif message.kind == CHANNEL:
-                if message.channel in client.channels if message.members is None else client.id in message.members:
-                    self._deliver(client, message)
-            elif message.kind == DIRECT:
+            if message.kind == DIRECT:
                 for receiver in message.receivers:
                     if receiver == client.id:
-                        if self._in_two and message.position < client.came:
-                            self._deliver(client, message)  # its receipt was answered when it came
-                        else:
-                            self._deliver_direct(client, message)
-            elif (<list>message.receivers)[0] == client.id and message.position >= client.came:
+                        self._replay_one(client, message)
+            elif message.kind == CHANNEL:
+                if message.members is not None or message.channel in client.channels:
+                    self._replay_one(client, message)
+            elif message.kind == BROADCAST or (<list>message.receivers)[0] == client.id:
+                self._replay_one(client, message)
+        return NoResult.DONE
+
+    cdef NoResult _replay_one(self, Client client, Message message) except NoResult.FAILED:
+        """Deliver a message that has waited, and is for this client, for a channel of it or for all."""
+        cdef long long before = self.deliveries
+        if message.kind == DIRECT:
+            if self._in_two and message.position < client.came:
+                self._deliver(client, message)  # its receipt was answered when it came
+            else:
+                self._deliver_direct(client, message)
+        elif message.kind == FORCE_OFFLINE:
+            if message.position >= client.came:
                 client.since = message.position + 1  # so far everything has reached it
                 self._on_force_offline(client)
-            if self.deliveries != before:
-                self.replayed += self.deliveries - before
-                self.delivered += (self.deliveries - before) * PyBytes_GET_SIZE(message.frame)
+        elif message.members is None or client.id in message.members:
+            self._deliver(client, message)
+        if self.deliveries != before:
+            self.replayed += self.deliveries - before
+            self.delivered += (self.deliveries - before) * PyBytes_GET_SIZE(message.frame)
         return NoResult.DONE
 
     cdef NoResult _route(self, Message message) except NoResult.FAILED:

@@ -197,6 +197,72 @@ def test_the_oldest_go_first_however_old_and_however_often() -> None:
     assert forgotten == [(0, 0), (0, 1), (1, 1), (1, 2)]
 
 
+@given(st.data())
+@settings(max_examples=60)
+def test_nothing_is_forgotten_while_something_older_is_kept(data: st.DataObject) -> None:
+    count = 6
+    clients = Clients(count, limit=4_000)
+    clients.logs.age += data.draw(st.integers(0, 100))
+    ages: list[list[int]] = [[] for _ in range(count)]
+    for _ in range(60):
+        to = data.draw(st.sets(st.integers(0, count - 1), min_size=1, max_size=3))
+        clients.send(b"x" * data.draw(st.integers(0, 200)), to)
+        for number in to:
+            ages[number].append(clients.logs.age)
+        clients.logs.age += data.draw(st.sampled_from([0, 0, 0, 1, 5]))
+        if data.draw(st.booleans()):
+            clients.logs.look(data.draw(st.integers(1, count)))
+        kept = [age for number in range(count) for age in ages[number][clients[number].forgotten :]]
+        forgotten = [age for number in range(count) for age in ages[number][: clients[number].forgotten]]
+        too_old = clients.logs.age - AGES
+        assert max([age for age in forgotten if age > too_old], default=0) <= min(age for age in kept if age > too_old)
+
+
+def test_a_message_makes_room_for_itself_and_no_more() -> None:
+    count = 1_000
+    clients = Clients(count, limit=2 * count * (COST + 102))
+    for _ in range(2):
+        for number in range(count):
+            clients.send(b"x" * 100, [number])
+    assert clients.logs.memory == clients.logs.limit
+    for sent in range(1, 300):
+        clients.send(b"x" * 100, [sent])
+        assert sum(clients[number].forgotten for number in range(count)) == sent
+        assert clients.logs.memory == clients.logs.limit
+    assert max(clients[number].forgotten for number in range(count)) == 1, "each has its turn"
+
+
+def test_who_goes_away_makes_room_at_once() -> None:
+    clients = Clients(10, limit=20_000)
+    for number in range(60):
+        clients.send(b"x" * 100, [number % 10])
+    for _ in range(6):
+        before = clients.logs.memory - clients.logs.others
+        clients.logs.others += 3_000
+        assert clients.logs.memory <= clients.logs.limit
+        assert before - (clients.logs.memory - clients.logs.others) <= 3_000 + COST + 102
+    clients.logs.others += 3_000  # more than there is: no message is left
+    assert clients.logs.memory == clients.logs.others == 21_000
+
+
+def test_room_costs_the_same_however_many_logs_there_are() -> None:
+    def took(count: int) -> float:
+        """Return the seconds of CPU that the first messages for which there is no room take."""
+        best = []
+        for _ in range(3):
+            clients = Clients(count, limit=2 * count * (COST + 102))
+            for number in range(2 * count):
+                clients.send(b"x" * 100, [number % count])
+            began = time.process_time()
+            for number in range(100):
+                clients.send(b"x" * 100, [number])
+            best.append(time.process_time() - began)
+            assert any(clients[number].forgotten for number in range(count))
+        return min(best)
+
+    assert took(40_000) < 5 * took(1_000), "all logs are walked over"
+
+
 def test_logs_without_anything_old_are_not_walked_over_once_for_each_age() -> None:
     clients = Clients(10_000, limit=10_000 * 16 * 3)
     everybody = range(10_000)

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from freeim import envelope
 from freeim._core import Client, Connection, Fanout, Message, Router, control_frame
@@ -158,14 +158,6 @@ class RouterMachine(RuleBasedStateMachine):
         super().__init__()
         self.model = Model(self.tracking)
         self.walk: Fanout = fanout()
-        self.router = Router(
-            SYSTEM,
-            self.on_receipt,
-            self.on_reread,
-            self.on_force_offline,
-            tracking=self.tracking,
-            slice_ms=self.slice_ms,
-        )
         self.rest: Callable[[], Any] | None = None
         """Goes on with the last message."""
         self.receipts: list[Receipt] = []
@@ -174,6 +166,19 @@ class RouterMachine(RuleBasedStateMachine):
         self.real: dict[int, tuple[Connection, FakeTransport, ModelConnection]] = {}
         self.numbers: dict[int, int] = {}
         self.messages = 0
+
+    @initialize(newest=st.sampled_from([0, 2, 512]))
+    def start(self, newest: int) -> None:
+        """With 512 a replay looks at every message that waits; with less, those before are found by the index."""
+        self.router = Router(
+            SYSTEM,
+            self.on_receipt,
+            self.on_reread,
+            self.on_force_offline,
+            tracking=self.tracking,
+            slice_ms=self.slice_ms,
+            newest=newest,
+        )
 
     # What the router calls.
 
