@@ -416,6 +416,26 @@ def test_a_turn_of_the_loop_has_one_slice_however_often_it_is_told_to_flush() ->
     assert not later
 
 
+@pytest.mark.parametrize(("hurry", "done"), [(1, 10), (100_000, 1)])
+def test_the_slice_of_a_walk_is_so_many_times_shorter_where_more_comes_than_is_handled(hurry: int, done: int) -> None:
+    class Slow(FakeTransport):
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            time.sleep(0.002)
+            super().write(data)
+
+    later: list[Callable[[], None]] = []
+    walk = Fanout(later.append, no_close, 1 << 20, NO_LIMIT, slice_ms=100_000)
+    walk.hurry = hurry
+    transports = []
+    for number in range(10):
+        connection, _ = open_connection(walk, number)
+        transports.append(Slow())
+        connection.attach_transport(transports[-1], -1)
+        connection.send_control(frame(1, 1))
+    walk.flush()
+    assert sum(1 for transport in transports if transport.sent) == done
+
+
 def test_a_read_that_takes_long_is_sent_in_parts() -> None:
     later: list[Callable[[], None]] = []
     walk, transports = unfinished(later)
