@@ -195,7 +195,12 @@ class RouterMachine(RuleBasedStateMachine):
 
     # What happens.
 
-    @rule(client_id=st.sampled_from(IDS))
+    @rule(clients=st.lists(st.sampled_from(IDS), min_size=1, max_size=6))
+    def connections_begin_to_open(self, clients: list[bytes]) -> None:
+        """More come than go, one at a time, or no client would ever have two."""
+        for client_id in clients:
+            self.a_connection_begins_to_open(client_id)
+
     def a_connection_begins_to_open(self, client_id: bytes) -> None:
         if client_id in self.model.clients:
             self.finish()  # else it may get a message that came before it
@@ -226,8 +231,10 @@ class RouterMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def redis_counts_a_connection(self, data: st.DataObject) -> None:
         twin = self.choose(data, [each for _, each in self.attached() if not each.confirmed])
-        if twin is None:
-            return
+        if twin is not None:
+            self.confirm(twin)
+
+    def confirm(self, twin: ModelConnection) -> None:
         self.router.confirm(self.real[twin.number][0])
         twin.confirmed = True
         client = next(client for client, each in self.attached() if each is twin)
@@ -237,29 +244,49 @@ class RouterMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def a_connection_gets_its_101(self, data: st.DataObject) -> None:
-        held = [each for _, each in self.attached() if self.real[each.number][0].held and each.confirmed]
-        twin = self.choose(data, held)
+        twin = self.choose(data, self.confirmed_and_held())
         if twin is not None:
-            connection, transport, _ = self.real[twin.number]
-            assert not transport.sent, "something was sent before the 101"
-            connection.attach_transport(transport, -1)
+            self.answer_with_101(twin)
+
+    def confirmed_and_held(self) -> list[ModelConnection]:
+        return [each for _, each in self.attached() if self.real[each.number][0].held and each.confirmed]
+
+    def answer_with_101(self, twin: ModelConnection) -> None:
+        connection, transport, _ = self.real[twin.number]
+        assert not transport.sent, "something was sent before the 101"
+        connection.attach_transport(transport, -1)
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data(), names=st.lists(st.sampled_from(CHANNELS), unique=True), fails=st.integers(0, 9))
     def redis_answers_a_read(self, data: st.DataObject, names: list[bytes], fails: int) -> None:
         self.finish()
         client = self.asked.pop(data.draw(st.integers(0, len(self.asked) - 1)))
+        self.answer_read(client, None if fails == 0 else names)
+
+    def answer_read(self, client: Client, names: list[bytes] | None) -> None:
         twin = self.model.clients[client.id]
         assert client.reading
         assert twin.reading
-        self.router.members(client, None if fails == 0 else names)
+        self.router.members(client, names)
         twin.reading = False
-        if fails:
+        if names is not None:
             twin.channels = set(names)
         if twin.attached == 0:
             self.model.end_if_gone(twin)
         elif twin.established:
             self.model.settle(twin)
+
+    @rule(names=st.lists(st.sampled_from(CHANNELS), unique=True))
+    def all_that_is_under_way_is_done(self, names: list[bytes]) -> None:
+        """Step by step few clients would ever be served: most of what happens undoes one of the steps."""
+        self.finish()
+        while self.asked:
+            self.answer_read(self.asked.pop(), names)
+        for _, twin in self.attached():
+            if not twin.confirmed:
+                self.confirm(twin)
+        for twin in self.confirmed_and_held():
+            self.answer_with_101(twin)
 
     @rule(client_id=st.sampled_from([*IDS, b"99"]))
     def redis_invalidates_a_client(self, client_id: bytes) -> None:

@@ -288,11 +288,15 @@ class Running:
         return head(f"{self.options.path}?token={token}")
 
     async def http(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
-        """Send bytes, and return status, headers and body of the answer, which must end with the connection."""
+        """Send bytes, and return status, headers and body of the answer, which must end with the connection.
+
+        A 101 is returned at once: there is no end to wait for.
+        """
         raw = await self.raw()
         raw.send(request)
         status, headers, body = await raw.response()
-        body += await raw.rest()
+        if status != 101:
+            body += await raw.rest()
         raw.close()
         return status, headers, body
 

@@ -195,7 +195,7 @@ async def test_after_a_kill_everything_arrives_and_at_most_the_last_moment_twice
                 for number in range(1500):
                     published[number] = time.monotonic()
                     await asyncio.to_thread(helper.send_message, 0, 1, number)
-                    await asyncio.sleep(0.001)
+                    await asyncio.sleep(0.004)  # so that the first of them are older than what may come twice
 
             publishing = asyncio.create_task(publish())
             await until(lambda: len(published) > 500, seconds=30)
