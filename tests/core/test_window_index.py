@@ -116,7 +116,7 @@ def test_what_the_index_takes_counts_and_is_given_back_message_by_message() -> N
             desk.direct(b"0", [b"%d" % (100 + number % 20)], b"x")
         desk.router.invalidate(b"2")
         for number in range(50):
-            desk.direct(b"0", [b"%d" % (100 + number % 20)], b"x")
+            desk.direct(b"0", [b"%d" % (200 + number % 20)], b"x")
         full = desk.router.window_bytes
         desk.router.members(first.client, [])
         sizes.append((full, desk.router.window_bytes))
@@ -124,8 +124,8 @@ def test_what_the_index_takes_counts_and_is_given_back_message_by_message() -> N
         assert desk.router.window_bytes == 0
     (plain, plain_half), (full, half) = sizes
     assert plain == 2 * plain_half
-    # 90 messages under 20 names, and then 40: NAME_COST, TRACK_COST and PLACE_COST of _core_window.pxi.
-    assert full == plain + 20 * (80 + 120) + 90 * 16
+    # 90 messages under 40 names, and then 40 under 20: NAME_COST, TRACK_COST and PLACE_COST of _core_window.pxi.
+    assert full == plain + 40 * (80 + 120) + 90 * 16
     assert half == plain_half + 20 * (80 + 120) + 40 * 16
 
 
