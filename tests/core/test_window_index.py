@@ -157,3 +157,14 @@ def test_a_replay_costs_the_same_however_much_waits_that_does_not_concern_the_cl
         return min(best[:-1])  # the last one that waited has everything forgotten
 
     assert took(60_000) < 5 * took(3_000), "every message is looked at"
+
+
+@pytest.mark.parametrize("newest", [0, EVERY])
+def test_what_came_with_its_members_is_for_these_alone(newest: int) -> None:
+    desk = Desk(tracking=False, newest=newest)
+    connection = desk.begin(b"1")
+    desk.router.route(message_of("members", b"0", [b"2"], b"red", False, b"for another"))
+    desk.router.route(message_of("members", b"0", [b"2", b"1"], b"red", False, b"for both"))
+    desk.router.confirm(connection)
+    connection.attach_transport(desk.wires[connection], -1)
+    assert desk.got(connection) == [b"for both"]
