@@ -117,7 +117,7 @@ def test_what_the_index_takes_counts_and_is_given_back_message_by_message() -> N
             desk.direct(b"0", [b"%d" % (100 + number % 20)], b"x")
         desk.router.invalidate(b"2")
         for number in range(50):
-            desk.direct(b"0", [b"%d" % (100 + number % 20)], b"x")
+            desk.direct(b"0", [b"%d" % (200 + number % 20)], b"x")
         full = desk.router.window_bytes
         desk.router.members(first.client, [])
         sizes.append((full, desk.router.window_bytes))
@@ -125,8 +125,8 @@ def test_what_the_index_takes_counts_and_is_given_back_message_by_message() -> N
         assert desk.router.window_bytes == 0
     (plain, plain_half), (full, half) = sizes
     assert plain == 2 * plain_half
-    # 90 messages under 20 names, and then 40: NAME_COST, TRACK_COST and PLACE_COST of _core_window.pxi.
-    assert full == plain + 20 * (80 + 120) + 90 * 16
+    # 90 messages under 40 names, and then 40 under 20: NAME_COST, TRACK_COST and PLACE_COST of _core_window.pxi.
+    assert full == plain + 40 * (80 + 120) + 90 * 16
     assert half == plain_half + 20 * (80 + 120) + 40 * 16
 
 
@@ -158,3 +158,14 @@ def test_a_replay_costs_the_same_however_much_waits_that_does_not_concern_the_cl
         return min(best[:-1])  # the last one that waited has everything forgotten
 
     assert took(60_000) < 5 * took(3_000), "every message is looked at"
+
+
+@pytest.mark.parametrize("newest", [0, EVERY])
+def test_what_came_with_its_members_is_for_these_alone(newest: int) -> None:
+    desk = Desk(tracking=False, newest=newest)
+    connection = desk.begin(b"1")
+    desk.router.route(message_of("members", b"0", [b"2"], b"red", False, b"for another"))
+    desk.router.route(message_of("members", b"0", [b"2", b"1"], b"red", False, b"for both"))
+    desk.router.confirm(connection)
+    connection.attach_transport(desk.wires[connection], -1)
+    assert desk.got(connection) == [b"for both"]
