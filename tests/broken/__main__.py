@@ -193,7 +193,7 @@ def main() -> int:
 
     print("\nPromises without a line that could be broken:")
     for promise in without:
-        print(f"– {promise.page}: {promise.promise} …\n  {promise.reason}")
+        print(f"– {promise.page}: {promise.promise} …\n{textwrap.indent(promise.reason.strip(), '  ')}")
     counts = trials.counts
     words = ("failed as they should", "passed all the same", "hung", "ended otherwise", "failed without it")
     results = zip(("failed", "passed", "hung", "error", "unfit"), words, strict=True)
