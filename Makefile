@@ -4,7 +4,7 @@
 NOX = .venv/bin/nox --session
 MORE = $(if $(ARGS),-- $(ARGS))
 
-.PHONY: help run test lint format docs fuzz autobahn bench bench-full build check-wheel clean
+.PHONY: help run test broken lint format docs fuzz autobahn bench bench-full build check-wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,9 @@ run: .venv/run  ## Start the chat demo with a node and a private Redis, and say 
 
 test: .venv/ready  ## Build the wheels and test them, on each Python and each Redis that is here; fuzz them for a moment
 	@$(NOX) test $(if $(ARGS),,sanitize) $(MORE)
+
+broken: .venv/ready  ## Break lines of the code and see the tests of the promises fail, for an hour (ARGS="-j 2 -k resume")
+	@$(NOX) broken $(MORE)
 
 lint: .venv/ready  ## Check style, types, stubs and workflows
 	@$(NOX) lint

@@ -222,6 +222,14 @@ def test(session: nox.Session) -> None:
         run_pytest(session, *marked, *session.posargs, server=binary)
 
 
+@nox.session(python=max(pythons))
+def broken(session: nox.Session) -> None:
+    """Break lines of the code, one at a time, and see the tests of the promises fail."""
+    install_wheel(session, *PROJECT["build-system"]["requires"])
+    env = {"PYTHONPATH": leave_checkout(session), "FREEIM_TEST_REDIS": binaries[-1]}
+    session.run("python", "-P", "-m", "tests.broken", *session.posargs, env=env)
+
+
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Repeat the property tests, each time from another seed, for five minutes or as many seconds as are given.
