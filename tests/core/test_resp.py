@@ -9,7 +9,7 @@ from typing import Any
 
 import hiredis
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from freeim._core import BadStream, RespStream
@@ -125,6 +125,14 @@ def test_however_the_stream_is_cut_the_same_calls_come_in_the_same_order(
         assert not log.stream.waiting
 
 
+# Much that waits and no room for it, which is rare among the others.
+MESSAGES = [
+    (array(b">", [bulk(b"message"), bulk(b"c"), bulk(each)]), ("message", each))
+    for each in (b"%d" % n for n in range(20))
+]
+
+
+@example(MESSAGES, list(range(0, 400, 20)), [True], 1)
 @given(
     st.lists(st.one_of(replies(), pushes()), max_size=30),
     st.lists(st.integers(0, 10**6), max_size=20),
