@@ -15,6 +15,9 @@ cdef enum:
 # no more than that: 0.15 ms, which is some five sends of 64 KiB.
 cdef double BULK_SHARE = 0.03
 
+# The same of who is cut for the node's limit: a little more, for it is to be below that soon.
+cdef double RELIEF_SHARE = 0.1
+
 # Seconds: a burst of a hundred to 10,000 is handled in less, and leaves in one write for each; pings wait as long.
 cdef double LONGEST_HOLD = 0.2
 
@@ -304,9 +307,9 @@ cdef class Fanout:
             # Where nobody has anything for himself, whoever has most goes first.
             heap = [self._relief_of(each) for each in self._slow]
             heapq.heapify(heap)
-        end = _now() + self._slice
+        end = _now() + self._slice * RELIEF_SHARE
         while heap and self._memory() > enough:
-            if looks == 64:
+            if looks == 16:
                 if _now() >= end:
                     self._relief = heap
                     self._relieving = True
