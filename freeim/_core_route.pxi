@@ -458,16 +458,14 @@ cdef class Router:
 
         A forced offline is not missed: it is no message that may be lost, and no second one follows.
         """
-        cdef:
-            Message oldest
-            Py_ssize_t goal = self.window_limit - self.window_limit // 8
+        cdef Message oldest
         if self._grace is None:
             if message.kind != FORCE_OFFLINE:
                 self.dropped += 1
                 return NoResult.DONE
             if not self._waits_here((<list>message.receivers)[0]):
                 return NoResult.DONE
-        while self._grace is not None and self._window.memory() >= goal:
+        while self._grace is not None and self._window.memory() >= self.window_limit:
             oldest = self._window.take()
             if oldest is None:
                 break
