@@ -180,7 +180,7 @@ cdef class Router:
         readonly long long dropped    # messages that a pending client missed because the window was full
         Client _grace                 # stands in `_pending`, first, for all who are still to come; None: no grace
         dict _away                    # in the grace: id -> position from which on one that has left is to get messages
-        dict _answered                # in the grace: id -> position of the last answered message that went into its log
+        dict _answered                # id -> position of the last answered message that its log got in the grace
         bint _in_two                  # the grace, or the last one, is that of a hand-over: no receipt waits for it
         readonly long long forgotten  # messages that were kept for those until the window was full
         Window _window                # all messages from the oldest pending client's `since` on

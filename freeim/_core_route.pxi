@@ -346,6 +346,8 @@ cdef class Router:
         client.pending = False
         client.settled = self._position
         del self._pending[client]
+        if unlikely(self._grace is None and len(self._answered) > 0):
+            self._answered.pop(client.id, None)
         self._trim()
 
     cdef NoResult _trim(self) except NoResult.FAILED:
@@ -399,7 +401,9 @@ cdef class Router:
             if client is not None and client.pending and not _has_log(client):
                 client.since = self._position  # it has no connection, and what it missed has just been answered
         self._away.clear()
-        self._answered.clear()
+        # Who waits has its replay yet, with what went into the log that it had before.
+        self._answered = {client_id: position for client_id, position in self._answered.items()
+                          if self._waits_here(client_id)}
         del self._pending[self._grace]
         self._grace = None
         # Who came in the grace waits since before it came, and the order of the others is to be that of `since` again.
@@ -501,7 +505,7 @@ cdef class Router:
         return message.position >= <long long>left
 
     cdef bint _was_answered(self, Message message, bytes receiver) except -1:
-        """In the grace: whether a receipt was given when a receiver's log got a message. It may be replayed later."""
+        """Whether a receipt was given when a receiver's log got a message, which may be replayed later."""
         return message.position <= <long long>self._answered.get(receiver, -1)
 
     cdef NoResult _give_up(self, Message message) except NoResult.FAILED:
@@ -724,9 +728,9 @@ cdef class Router:
                 and receiver != message.sender and not self._mute_from <= message.position < self._mute_until:
             if self.elsewhere is not None:
                 delivered = delivered or receiver in self.elsewhere
-            if self._grace is not None and (
-                    self._was_answered(message, receiver)
-                    or not delivered and not self._in_two):  # it may come back for it
+            if self._answered and self._was_answered(message, receiver):
                 return NoResult.DONE
+            if self._grace is not None and not delivered and not self._in_two:
+                return NoResult.DONE  # it may come back for it
             self._on_receipt(message, receiver, delivered)
         return NoResult.DONE

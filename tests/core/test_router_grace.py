@@ -309,3 +309,33 @@ def test_what_went_into_a_log_is_answered_once_also_where_the_log_ends_within_th
         (b"in the log", b"2", False),
         *([] if comes_back else [(b"behind it", b"1", False)]),
     ]
+
+
+def test_what_went_into_a_log_is_answered_once_also_where_the_grace_ends_before_the_replay(desk: Desk) -> None:
+    router = desk.router
+    first = desk.connect(b"1")
+    first.client.log = Logs(100_000, 100_000).add()
+    router.retire(first)
+    first.client.log.away = 1
+    router.route(direct("in the log", b"1"))
+    first.client.log.away = 0
+    first.client.log = None
+    router.detach(first)
+    second = desk.begin(b"1")
+    router.end_grace()
+    router.route(direct("newer", b"1"))
+    router.members(second.client, [])
+    router.confirm(second)
+    second.attach_transport(desk.wires[second], -1)
+    assert desk.got(second) == [b"in the log", b"newer"]
+    assert desk.receipts == [(b"in the log", b"1", True), (b"newer", b"1", True)]
+
+
+def test_a_full_window_makes_room_for_each_message_and_no_more() -> None:
+    desk = Desk(window_limit=400_000)
+    desk.router.begin_grace()
+    for number in range(3_000):
+        before = desk.router.forgotten
+        desk.router.route(direct(f"{number:04}", b"1"))
+        assert desk.router.forgotten - before <= 2, "many are dropped in one step"
+    assert desk.router.forgotten > 1_000
