@@ -221,7 +221,8 @@ cdef class Router:
     cdef bint _waits_here(self, bytes client_id) except -1
     cdef NoResult _force_offline_now(self, Message message) except NoResult.FAILED
     cdef bint _was_answered(self, Message message, bytes receiver) except -1
-    cdef NoResult _give_up(self, Message message) except NoResult.FAILED
+    cdef bint _waits_for(self, Message message, bytes receiver) except -1
+    cdef NoResult _give_up(self, Message message, bint by_all) except NoResult.FAILED
     cdef bint _is_owed(self, Message message, bytes receiver) except -1
     cdef void _count(self, Message message) noexcept
     cdef NoResult _route(self, Message message) except NoResult.FAILED
