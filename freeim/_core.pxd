@@ -53,6 +53,7 @@ cdef class Client:
         long long since               # position of the first message that waits
         long long came                # position at which it came: orders to go that are older are not for it
         long long settled             # position at which it last stopped waiting: what is before it has been replayed
+        long long ordered             # position behind the last order to go that was kept for it in a full window
         public Log log                # what it may come back for; None where no connection of it can be resumed
 
 

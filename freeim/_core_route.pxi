@@ -465,13 +465,17 @@ cdef class Router:
 
         A forced offline is not missed: it is no message that may be lost, and no second one follows.
         """
-        cdef Message oldest
+        cdef:
+            Message oldest
+            Client client
         if self._grace is None:
             if message.kind != FORCE_OFFLINE:
                 self.dropped += 1
                 return self._give_up(message, True)
-            if not self._waits_here((<list>message.receivers)[0]):
-                return NoResult.DONE
+            client = self.clients.get((<list>message.receivers)[0])
+            if client is None or not client.pending or client.ordered > max(client.came, client.since):
+                return NoResult.DONE  # it needs none, or one that it will obey is there already
+            client.ordered = message.position + 1
         while self._grace is not None and self._window.memory() >= self.window_limit:
             oldest = self._window.take()
             if oldest is None:
