@@ -53,6 +53,7 @@ cdef class Client:
         long long since               # position of the first message that waits
         long long came                # position at which it came: orders to go that are older are not for it
         long long settled             # position at which it last stopped waiting: what is before it has been replayed
+        long long ordered             # position behind the last order to go that was kept for it in a full window
         public Log log                # what it may come back for; None where no connection of it can be resumed
 
 
@@ -180,7 +181,7 @@ cdef class Router:
         readonly long long dropped    # messages that a pending client missed because the window was full
         Client _grace                 # stands in `_pending`, first, for all who are still to come; None: no grace
         dict _away                    # in the grace: id -> position from which on one that has left is to get messages
-        dict _answered                # in the grace: id -> position of the last answered message that went into its log
+        dict _answered                # id -> position of the last answered message that its log got in the grace
         bint _in_two                  # the grace, or the last one, is that of a hand-over: no receipt waits for it
         readonly long long forgotten  # messages that were kept for those until the window was full
         Window _window                # all messages from the oldest pending client's `since` on
@@ -221,7 +222,8 @@ cdef class Router:
     cdef bint _waits_here(self, bytes client_id) except -1
     cdef NoResult _force_offline_now(self, Message message) except NoResult.FAILED
     cdef bint _was_answered(self, Message message, bytes receiver) except -1
-    cdef NoResult _give_up(self, Message message) except NoResult.FAILED
+    cdef bint _waits_for(self, Message message, bytes receiver) except -1
+    cdef NoResult _give_up(self, Message message, bint by_all) except NoResult.FAILED
     cdef bint _is_owed(self, Message message, bytes receiver) except -1
     cdef void _count(self, Message message) noexcept
     cdef NoResult _route(self, Message message) except NoResult.FAILED

@@ -169,6 +169,8 @@ cdef class Router:
     cdef _drop(self, Client client):
         # What waited for a client that never came up is decided now: its receipts say that it is offline.
         if client.pending:
+            if self._rest is not None and self._last.receipt:
+                self.finish()  # that message has waited too: once the client is gone, it would be answered again
             self._settle(client)
         self._update_channels(client, ())
         del self.clients[client.id]
@@ -341,11 +343,14 @@ cdef class Router:
 
     cdef _settle(self, Client client):
         """Replay the window for one client and let it go on."""
-        if self._grace is None or client.connections or _has_log(client):
+        # In the grace what waits for who is away goes on waiting; but in a hand-over receipts do not.
+        if self._grace is None or self._in_two or client.connections or _has_log(client):
             self._replay(client)
         client.pending = False
         client.settled = self._position
         del self._pending[client]
+        if unlikely(self._grace is None and len(self._answered) > 0):
+            self._answered.pop(client.id, None)
         self._trim()
 
     cdef NoResult _trim(self) except NoResult.FAILED:
@@ -391,15 +396,17 @@ cdef class Router:
             return
         self.finish()
         for message in self._window.indexed:
-            self._give_up(message)
+            self._give_up(message, False)
         for message in self._window.recent:
-            self._give_up(message)
+            self._give_up(message, False)
         for client_id in self._away:
             client = self.clients.get(client_id)
-            if client is not None and client.pending and not _has_log(client):
+            if client is not None and client.pending and not _has_log(client) and not self._in_two:
                 client.since = self._position  # it has no connection, and what it missed has just been answered
         self._away.clear()
-        self._answered.clear()
+        # Who waits has its replay yet, with what went into the log that it had before.
+        self._answered = {client_id: position for client_id, position in self._answered.items()
+                          if self._waits_here(client_id)}
         del self._pending[self._grace]
         self._grace = None
         # Who came in the grace waits since before it came, and the order of the others is to be that of `since` again.
@@ -460,14 +467,16 @@ cdef class Router:
         """
         cdef:
             Message oldest
-            Py_ssize_t goal = self.window_limit - self.window_limit // 8
+            Client client
         if self._grace is None:
             if message.kind != FORCE_OFFLINE:
                 self.dropped += 1
-                return NoResult.DONE
-            if not self._waits_here((<list>message.receivers)[0]):
-                return NoResult.DONE
-        while self._grace is not None and self._window.memory() >= goal:
+                return self._give_up(message, True)
+            client = self.clients.get((<list>message.receivers)[0])
+            if client is None or not client.pending or client.ordered > max(client.came, client.since):
+                return NoResult.DONE  # it needs none, or one that it will obey is there already
+            client.ordered = message.position + 1
+        while self._grace is not None and self._window.memory() >= self.window_limit:
             oldest = self._window.take()
             if oldest is None:
                 break
@@ -475,7 +484,7 @@ cdef class Router:
                 self._force_offline_now(oldest)
             else:
                 self.forgotten += 1
-            self._give_up(oldest)
+            self._give_up(oldest, True)
             self._grace.since = max(self._grace.since, oldest.position + 1)
         return self._window.add(message)
 
@@ -493,28 +502,34 @@ cdef class Router:
         return NoResult.DONE
 
     cdef bint _is_owed(self, Message message, bytes receiver) except -1:
-        """In the grace: whether a receiver of a message is away and has not had it."""
+        """In the grace: whether a receiver of a message is away, has not had it, and its receipt waits for that."""
         cdef Client client = self.clients.get(receiver)
         left = self._away.get(receiver)
-        if client is not None and _has_log(client):
+        if self._grace is None or self._in_two or client is not None and _has_log(client):
             return False
         if left is None:
             return client is None and message.position >= self._grace.came
         return message.position >= <long long>left
 
     cdef bint _was_answered(self, Message message, bytes receiver) except -1:
-        """In the grace: whether a receipt was given when a receiver's log got a message. It may be replayed later."""
+        """Whether a receipt was given when a receiver's log got a message, which may be replayed later."""
         return message.position <= <long long>self._answered.get(receiver, -1)
 
-    cdef NoResult _give_up(self, Message message) except NoResult.FAILED:
-        """A message is kept no longer: those who are still away do not get it."""
+    cdef bint _waits_for(self, Message message, bytes receiver) except -1:
+        """Whether a receiver of a message is here and pending, and its receipt comes with the replay."""
+        cdef Client client = self.clients.get(receiver)
+        return client is not None and client.pending and message.position >= client.since \
+            and not (self._in_two and message.position < client.came)
+
+    cdef NoResult _give_up(self, Message message, bint by_all) except NoResult.FAILED:
+        """A message is kept no longer for those who are still away, or by all, also by those who are here and wait."""
         if message.kind != DIRECT or not message.receipt or message.frame is None or message.sender == self.system \
-                or self._in_two or self._mute_from <= message.position < self._mute_until:
+                or self._mute_from <= message.position < self._mute_until:
             return NoResult.DONE
         for receiver in message.receivers:
-            if receiver != message.sender and self._is_owed(message, receiver) \
-                    and not self._was_answered(message, receiver):
-                self._on_receipt(message, receiver, False)
+            if receiver != message.sender and not self._was_answered(message, receiver) \
+                    and (self._is_owed(message, receiver) or by_all and self._waits_for(message, receiver)):
+                self._on_receipt(message, receiver, self.elsewhere is not None and receiver in self.elsewhere)
         return NoResult.DONE
 
     cdef NoResult _replay(self, Client client) except NoResult.FAILED:
@@ -726,9 +741,9 @@ cdef class Router:
                 and receiver != message.sender and not self._mute_from <= message.position < self._mute_until:
             if self.elsewhere is not None:
                 delivered = delivered or receiver in self.elsewhere
-            if self._grace is not None and (
-                    self._was_answered(message, receiver)
-                    or not delivered and not self._in_two):  # it may come back for it
+            if self._answered and self._was_answered(message, receiver):
                 return NoResult.DONE
+            if self._grace is not None and not delivered and not self._in_two:
+                return NoResult.DONE  # it may come back for it
             self._on_receipt(message, receiver, delivered)
         return NoResult.DONE

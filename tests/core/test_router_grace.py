@@ -309,3 +309,86 @@ def test_what_went_into_a_log_is_answered_once_also_where_the_log_ends_within_th
         (b"in the log", b"2", False),
         *([] if comes_back else [(b"behind it", b"1", False)]),
     ]
+
+
+def test_what_went_into_a_log_is_answered_once_also_where_the_grace_ends_before_the_replay(desk: Desk) -> None:
+    router = desk.router
+    first = desk.connect(b"1")
+    first.client.log = Logs(100_000, 100_000).add()
+    router.retire(first)
+    first.client.log.away = 1
+    router.route(direct("in the log", b"1"))
+    first.client.log.away = 0
+    first.client.log = None
+    router.detach(first)
+    second = desk.begin(b"1")
+    router.end_grace()
+    router.route(direct("newer", b"1"))
+    router.members(second.client, [])
+    router.confirm(second)
+    second.attach_transport(desk.wires[second], -1)
+    assert desk.got(second) == [b"in the log", b"newer"]
+    assert desk.receipts == [(b"in the log", b"1", True), (b"newer", b"1", True)]
+
+
+def test_a_full_window_makes_room_for_each_message_and_no_more() -> None:
+    desk = Desk(window_limit=400_000)
+    desk.router.begin_grace()
+    for number in range(3_000):
+        before = desk.router.forgotten
+        desk.router.route(direct(f"{number:04}", b"1"))
+        assert desk.router.forgotten - before <= 2, "many are dropped in one step"
+    assert desk.router.forgotten > 1_000
+
+
+def test_in_a_hand_over_a_receipt_for_who_is_closing_comes_also_where_its_membership_is_being_read() -> None:
+    desk = Desk()
+    desk.router.begin_grace(in_two=True)
+    connection = desk.connect(b"1")
+    desk.router.retire(connection)
+    desk.router.invalidate(b"1")
+    desk.router.route(direct("m", b"1"))
+    desk.router.members(connection.client, [])
+    desk.router.detach(connection)
+    desk.router.end_grace()
+    assert desk.receipts == [(b"m", b"1", False)]
+
+
+@pytest.mark.parametrize("grace", [None, False, True])
+def test_what_there_is_no_room_for_is_answered_for_who_waits_too(grace: bool | None) -> None:
+    desk = Desk(window_limit=2_000)
+    if grace is not None:
+        desk.router.begin_grace(in_two=grace)
+    connection = desk.begin(b"1")
+    for number in range(30):
+        desk.router.route(direct(f"{number}", b"1"))
+    lost = [text for text, _, delivered in desk.receipts if not delivered]
+    assert len(lost) == len(desk.receipts) == desk.router.dropped + desk.router.forgotten > 10
+    desk.router.members(connection.client, [])
+    desk.router.confirm(connection)
+    connection.attach_transport(desk.wires[connection], -1)
+    assert sorted(desk.got(connection) + lost) == sorted(b"%d" % number for number in range(30))
+    desk.router.end_grace()
+    assert sorted(text for text, _, _ in desk.receipts) == sorted(b"%d" % number for number in range(30))
+
+
+def test_who_goes_while_a_message_is_on_its_way_to_many_is_answered_for_once() -> None:
+    desk = Desk(slice_ms=0)
+    desk.connect(b"1")
+    opening = desk.begin(b"2")
+    assert desk.router.route(direct("m", b"1", b"3", b"2")) is not None
+    desk.router.members(opening.client, [])
+    desk.router.detach(opening)
+    desk.router.finish()
+    assert sorted(desk.receipts) == [(b"m", b"1", True), (b"m", b"2", False), (b"m", b"3", False)]
+
+
+def test_in_a_hand_over_a_receipt_for_who_gave_up_opening_comes_also_where_the_grace_ends_first() -> None:
+    desk = Desk()
+    desk.router.begin_grace(in_two=True)
+    opening = desk.begin(b"1")
+    desk.router.route(direct("m", b"1"))
+    desk.router.detach(opening)
+    desk.router.end_grace()
+    desk.router.members(opening.client, [])
+    assert desk.receipts == [(b"m", b"1", False)]
