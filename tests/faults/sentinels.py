@@ -84,6 +84,12 @@ class Sentinels:
             assert time.monotonic() < deadline, "the replica has not come up"
             time.sleep(0.05)
 
+    def wait_replicated(self) -> None:
+        """Wait until the replica has all that has been written to the master so far."""
+        with self.master.wire() as wire:
+            wire("ECHO", "x")  # WAIT waits for what was written until the last command of its own connection
+            assert wire("WAIT", 1, 5000) == 1
+
     def wait_failover(self) -> None:
         """Wait until the replica is the master, for itself and for all Sentinels."""
         self._wait(lambda facts: facts.get("port") == str(self.replica.port))

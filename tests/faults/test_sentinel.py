@@ -39,7 +39,7 @@ async def test_node_and_helpers_follow_a_failover_within_6_s_of_the_promotion() 
                 helper.join_chan(1, "by helper")
                 before = run.online, run.share, memberships(run)
                 await until(lambda: len(heard) == 3, "the bus hears")
-                assert redis.master.command("WAIT", 1, 5000) == 1
+                redis.wait_replicated()
                 lost = time.monotonic()
                 redis.master.stop()
                 for send in (helper.send_message, lambda *args: asyncio.run(async_send(redis.url, *args))):
@@ -77,7 +77,7 @@ async def test_an_isolated_old_master_is_left_and_what_the_new_one_never_got_is_
     with watched(1) as redis:
         async with Running(redis.master, redis_url=redis.url) as run:
             peers = await three_connections(run)
-            assert redis.master.command("WAIT", 1, 5000) == 1
+            redis.wait_replicated()
             redis.isolate_master()
             began = time.monotonic()
             # All that happens now is lost in the failover.

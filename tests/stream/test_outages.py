@@ -202,7 +202,7 @@ async def test_after_a_failover_all_that_the_new_master_has_arrives() -> None:
             for number in range(20):
                 helper.send_message(0, 1, f"old {number}")
             assert len(await peer.fence()) == 20
-            assert redis.master.command("WAIT", 1, 5000) == 1
+            redis.wait_replicated()
             await asyncio.to_thread(redis.master.stop)
             await asyncio.to_thread(redis.wait_failover)
             sent = []
