@@ -286,6 +286,7 @@ async def test_when_many_end_at_once_the_loop_has_its_turn_in_between() -> None:
     class Told(Recorder):
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
+            time.sleep(0.0005)  # longer than all of them have in a turn
             if self is second[0]:
                 third[0].transport.abort()
                 raise RuntimeError("broken")
@@ -301,7 +302,7 @@ async def test_when_many_end_at_once_the_loop_has_its_turn_in_between() -> None:
         while any("lost" not in near.calls for near, _ in pairs):
             await asyncio.sleep(0)
             turns += 1
-        assert 3 <= turns <= 10
+        assert turns >= len(pairs), "one in each"
         assert all(near.calls == ["lost"] for near, _ in pairs)
         assert [str(context["exception"]) for context in told] == ["broken"]
         for _, far in pairs:
