@@ -476,7 +476,8 @@ cdef class Router:
             if client is None or not client.pending or client.ordered > max(client.came, client.since):
                 return NoResult.DONE  # it needs none, or one that it will obey is there already
             client.ordered = message.position + 1
-        while self._grace is not None and self._window.memory() >= self.window_limit:
+            return self._window.add(message)
+        while self._window.memory() >= self.window_limit:
             oldest = self._window.take()
             if oldest is None:
                 break

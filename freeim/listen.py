@@ -13,7 +13,8 @@ from picows import WSError, WSFrame, WSInvalidStatusError, WSListener, WSMsgType
 from freeim.commands import AnyId
 from freeim.errors import CloseCode, FreeImError
 from freeim.helper_async import AsyncImHelper
-from freeim.refused import printable, why_refused
+from freeim.printable import printable
+from freeim.refused import why_refused
 
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 5.0

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from freeim.config import LogFormat, LogLevel
+from freeim.printable import printable
 
 _NAMES: Final = {"WARNING": "warn", "CRITICAL": "fatal"}
 
@@ -29,7 +30,7 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of one message."""
         level = _NAMES.get(record.levelname, record.levelname.lower())
-        message = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in record.getMessage())
+        message = printable(record.getMessage())
         line = f"{self.formatTime(record)} {level:5} {self._label}{message}"
         if record.exc_info:
             trace = self.formatException(record.exc_info)

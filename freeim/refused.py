@@ -6,6 +6,8 @@ from typing import Final
 
 from picows import WSInvalidStatusError
 
+from freeim.printable import printable
+
 LONGEST: Final = 300
 """Characters that are shown of a reason: a node's are one short line, and anybody may have answered."""
 
@@ -20,11 +22,6 @@ _WHAT_TO_DO: Final = {
     504: "a proxy does not reach the node: is it running, on the address that the proxy names?",
 }
 """By HTTP status. docs/troubleshooting.md has more of them, and at more length."""
-
-
-def printable(text: str) -> str:
-    r"""Return text with all that a terminal would not just show, as escape sequences do, written as ``\x1b``."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def why_refused(error: WSInvalidStatusError) -> str:

@@ -101,7 +101,7 @@ class _Slow:
         self.pacer.start(RATE, self.seconds, clients, next(self.streams), size=self.settings.size)
         start = time.monotonic()
         for number, command in enumerate(meanwhile or ()):
-            time.sleep(max(0.0, start + number * self.seconds / len(meanwhile or ()) - time.monotonic()))
+            time.sleep(max(0.0, start + number * self.seconds / len(meanwhile or ()) - time.monotonic()))  # the pace
             self.publisher.send([command])
             if look and number % 8 == 7:
                 most, held = max(most, self.node.memory()), max(held, in_the_kernel(self.node.port))
